@@ -1,0 +1,1 @@
+"""The tree a run sees, its private git, its write leases, and the patch that comes out."""
