@@ -1,0 +1,1 @@
+"""The engine: the Docker adapter, its fake, and the images."""

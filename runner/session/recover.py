@@ -1,0 +1,167 @@
+"""Finish what a rolebox left behind that died: complete its runs as `lost`, clean up.
+
+Nothing is guessed: the engine's own copy of what was printed, the session files
+and the workspace are taken as they are, and the record says that it was
+completed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from runner.engine.api import Engine
+from runner.evidence.events import EventRecorder
+from runner.evidence.store import RunFolder, RunLock, RunStore
+from runner.model.errors import EvidenceError, InfrastructureError, RoleboxError
+from runner.model.plan import RunPlan
+from runner.session.agent import ControlLedger
+from runner.session.bind import Names
+from runner.session.gateway import GatewayLog
+from runner.session.harvest import clean, harvest_patch, harvest_session, recall_areas
+from runner.session.record import Findings, close_run
+from runner.workspace.lease import Lease
+from runner.workspace.repository import open_repository
+from runner.workspace.store import open_store
+
+_MIB = 1 << 20
+
+
+def recover(
+    store: RunStore, engine: Callable[[], Engine], now: Callable[[], datetime]
+) -> tuple[str, ...]:
+    """Complete every orphaned run; returns their ids.
+
+    Args:
+        store: Where runs lie.
+        engine: Connects to the engine; called only if there is an orphan.
+        now: The clock.
+
+    Raises:
+        RoleboxError: The engine does not answer; the orphans wait for the next command.
+    """
+    recovered = []
+    for folder, lock in store.orphans():
+        try:
+            _complete(store, folder, lock, engine(), now)
+            recovered.append(folder.id)
+        finally:
+            lock.release()
+    return tuple(recovered)
+
+
+def _complete(
+    store: RunStore,
+    folder: RunFolder,
+    lock: RunLock,
+    engine: Engine,
+    now: Callable[[], datetime],
+) -> None:
+    state = folder.read_state()
+    if state.ended:
+        if not clean(engine, Names(folder.id), folder):
+            store.retire(folder, lock)
+        return
+    try:
+        plan = RunPlan.model_validate_json((folder.path / "plan.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise EvidenceError(
+            f"the plan of run {folder.id} cannot be read", why=type(error).__name__
+        ) from None
+    findings = Findings(plan=plan, started=datetime.fromisoformat(state.created))
+    findings.parent = state.parent
+    findings.engine = engine.info()
+    findings.missing.append(
+        f"completed afterwards: the rolebox of this run (pid {state.pid}) ended "
+        f"while it was {state.status}"
+    )
+    _take_from_engine(engine, folder, findings)
+    _take_patch(store.home, folder, Path(state.repository), findings, now())
+    findings.uncleaned = clean(engine, Names(folder.id), folder)
+    lost = InfrastructureError(
+        "the run was lost", why="its rolebox was killed or crashed", mend="run it again"
+    )
+    close_run(folder, state, findings, "lost", lost, now())
+    if not findings.uncleaned:
+        store.retire(folder, lock)
+
+
+def _take_from_engine(engine: Engine, folder: RunFolder, findings: Findings) -> None:
+    found = engine.objects(folder.id)
+    limit = findings.plan.limits.evidence_mb * _MIB
+    findings.controls = ControlLedger(findings.plan.controls)
+    parts = {part: container for container, part in found.parts.items()}
+    for container in found.containers:
+        engine.signal(container, "SIGKILL")
+        engine.wait(container, 10)
+    if (agent := parts.get("agent")) is not None:
+        try:
+            _take_streams(engine, agent, folder, findings, limit)
+        except InfrastructureError as error:
+            findings.missing.append(f"events: {error.what}")
+        findings.exit_code = engine.status(agent).code
+        if findings.plan.command.kind == "codex":
+            harvest_session(engine, agent, folder, findings)
+    if (gateway := parts.get("gateway")) is not None:
+        try:
+            _take_gateway(engine, gateway, folder, findings, limit)
+        except InfrastructureError as error:
+            findings.missing.append(f"egress: {error.what}")
+    for container in found.containers:
+        engine.remove(container)
+
+
+def _take_streams(
+    engine: Engine, container: str, folder: RunFolder, findings: Findings, limit: int
+) -> None:
+    """Replace the streams by the engine's copy, which goes on where ours was cut off."""
+    assert findings.controls is not None
+    rest = engine.logs(container, "stdout", limit)
+    controls = bytearray()
+    while not findings.controls.finished and rest:
+        line, _, rest = rest.partition(b"\n")
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            findings.controls.take(record)
+            controls += line + b"\n"
+    if controls:
+        folder.write("controls.jsonl", bytes(controls))
+    with (folder.path / "events.jsonl").open("wb") as sink:
+        typed = findings.plan.command.kind == "codex"
+        recorder = EventRecorder(sink, limit=limit, typed=typed)
+        recorder.feed(rest)
+        findings.events = recorder.finish()
+    folder.write("stderr.log", engine.logs(container, "stderr", limit))
+
+
+def _take_gateway(
+    engine: Engine, container: str, folder: RunFolder, findings: Findings, limit: int
+) -> None:
+    with (
+        (folder.path / "egress.jsonl").open("wb") as egress,
+        (folder.path / "model.jsonl").open("wb") as model,
+    ):
+        log = GatewayLog(egress, model)
+        log.feed(engine.logs(container, "stdout", limit))
+        findings.gateway = log.totals
+
+
+def _take_patch(
+    home: Path, folder: RunFolder, repository: Path, findings: Findings, when: datetime
+) -> None:
+    workspace = recall_areas(folder)
+    if workspace is None:
+        return
+    try:
+        store = open_store(home, open_repository(repository))
+        lease = Lease(paths=findings.plan.lease)
+        harvest_patch(folder, workspace, store, findings, lease, when)
+    except RoleboxError as error:
+        findings.missing.append(f"patch: {error.what}")

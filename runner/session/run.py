@@ -1,0 +1,407 @@
+"""One sealed run, from a plan to its evidence.
+
+    folder ▸ gateway ∥ workspace ▸ agent ▸ controls ▸ go ▸ stream ▸ stop ▸ collect ▸ close
+
+Whatever fails, the run is closed: evidence up to that moment, the record, the
+ledger's entry; and its engine objects are removed. A failure of the cleaning is
+noted beside the first failure and never hides it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from runner.engine.api import Engine
+from runner.evidence.events import EventRecorder
+from runner.evidence.files import disk_error
+from runner.evidence.store import RunStore
+from runner.model.errors import (
+    ImageRefused,
+    InfrastructureError,
+    Interrupted,
+    RoleboxError,
+    TimedOut,
+)
+from runner.model.ids import new_run_id, rfc3339
+from runner.model.state import RunState, Status
+from runner.session.agent import AgentProcess, ControlLedger
+from runner.session.bind import Names, agent_binding, gateway_binding
+from runner.session.folder import first_files, write_config_of
+from runner.session.gateway import GatewayLog, GatewayProcess, config_line
+from runner.session.harvest import clean, harvest_patch, harvest_session, remember_areas
+from runner.session.observer import Observer, Stop
+from runner.session.record import Findings, close_run
+from runner.session.task import Prepared
+from runner.session.verdict import verdict
+from runner.workspace.prepare import Overlay, Workspace, prepare
+from runner.workspace.store import checkout
+
+_CONTROLS_WAIT_S = 60.0
+_POLL_S = 0.5
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a run needs of the world, all of it given.
+
+    Attributes:
+        headers: The credential headers for the model's upstream; empty offline.
+        min_free_bytes: With less free disk under `home` a run is stopped.
+    """
+
+    home: Path
+    engine: Engine
+    now: Callable[[], datetime]
+    entropy: Callable[[int], bytes]
+    headers: Mapping[str, str]
+    min_free_bytes: int = 512 * _MIB
+
+
+def run_sealed(prepared: Prepared, host: Host, observer: Observer, stop: Stop) -> RunState:
+    """Run a plan in its seal; returns the last state, whatever it is.
+
+    Raises:
+        RoleboxError: Only what keeps a run from having a folder at all, or the
+            disk refusing its last record.
+    """
+    run = _Run(prepared, host, observer, stop)
+    failure: RoleboxError | None = None
+    try:
+        run.execute()
+    except RoleboxError as error:
+        failure = error
+    except OSError as error:
+        failure = disk_error(run.folder.path, error)
+    return run.close(failure)
+
+
+class _Run:
+    """The parts of one run while it lasts; `execute` and `close` tell its story."""
+
+    def __init__(self, prepared: Prepared, host: Host, observer: Observer, stop: Stop) -> None:
+        self.prepared, self.host, self.observer, self.stop = prepared, host, observer, stop
+        self.plan, self.materials = prepared.planned.plan, prepared.planned.materials
+        started = host.now()
+        self.names = Names(new_run_id(started, host.entropy(3)))
+        self.findings = Findings(
+            plan=self.plan,
+            started=started,
+            dirty=prepared.dirty,
+            parent=prepared.parent,
+            agents=prepared.agents,
+        )
+        self.state = self._first_state(started)
+        self.store = RunStore(host.home)
+        self.folder, self.lock = self.store.create(self.state, first_files(prepared.planned))
+        self.workspace: Workspace | None = None
+        self.gateway: GatewayProcess | None = None
+        self.agent: AgentProcess | None = None
+        self.failure: RoleboxError | None = None
+        self.begun = time.monotonic()
+
+    def execute(self) -> None:
+        """Go the whole way; raises the first thing that went wrong."""
+        self._enter("starting")
+        with ExitStack() as files:
+            with self._timed("engine"):
+                self.findings.engine = self.host.engine.info()
+                self._require_images()
+            gateway_started = self._start_gateway(files)
+            try:
+                with self._timed("workspace"):
+                    self.workspace = self._prepare_workspace()
+                with self._timed("agent"):
+                    self._start_agent(files)
+            finally:
+                gateway_started()
+            self._watch()
+            self._enter("collecting")
+            with self._timed("stop"):
+                self._settle()
+        with self._timed("collect"):
+            self._collect()
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self, failure: RoleboxError | None) -> RunState:
+        """Remove what the engine holds, judge, and write the record."""
+        with self._timed("clean"):
+            for process in (self.agent, self.gateway):
+                if process is not None:
+                    process.close()
+            self.findings.uncleaned = clean(self.host.engine, self.names, self.folder)
+        self.findings.timings_ms["total"] = (time.monotonic() - self.begun) * 1000
+        status, told = verdict(self.findings, failure, self.folder, self.materials)
+        state = close_run(self.folder, self.state, self.findings, status, told, self.host.now())
+        if not self.findings.uncleaned:
+            self.store.retire(self.folder, self.lock)
+        return state
+
+    def _require_images(self) -> None:
+        for image in (self.plan.agent_container.image, self.plan.gateway_container.image):
+            if not self.host.engine.has_image(image):
+                raise ImageRefused(
+                    f"the engine does not hold the image {image[:19]}…",
+                    why="a run uses the lock's images only, and never pulls",
+                    mend="build them: rolebox images build",
+                )
+
+    def _start_gateway(self, files: ExitStack) -> Callable[[], None]:
+        """Create the gateway, start it beside the rest; the result waits for the start."""
+        engine, names = self.host.engine, self.names
+        with self._timed("gateway-create"):
+            engine.create_volume(names.socket, names.labels("socket"), {})
+            container = engine.create(
+                self.plan.gateway_container, gateway_binding(self.plan, self.materials, names)
+            )
+        log = GatewayLog(
+            files.enter_context(self._open("egress.jsonl")),
+            files.enter_context(self._open("model.jsonl")),
+            self.observer.gateway,
+        )
+        self.findings.gateway = log.totals
+        signals = self.stop.signals
+        gateway = GatewayProcess(engine, container, log, lambda: signals.put("gateway-ended"))
+        self.gateway = gateway
+        config = config_line(self.plan, names.run, self.materials.script, self.host.headers)
+        problem: list[RoleboxError] = []
+
+        def start() -> None:
+            try:
+                with self._timed("gateway-start"):
+                    gateway.start(config)
+            except RoleboxError as error:
+                problem.append(error)
+
+        thread = threading.Thread(target=start, name="gateway-start", daemon=True)
+        thread.start()
+
+        def wait() -> None:
+            thread.join()
+            if problem and self.failure is None:
+                self.failure = problem[0]
+
+        return wait
+
+    def _prepare_workspace(self) -> Workspace:
+        prepared, engine = self.prepared, self.host.engine
+        uid, gid = (int(part) for part in self.plan.agent_container.user.split(":"))
+        tree = checkout(
+            prepared.store,
+            prepared.source.commit,
+            uid=uid,
+            gid=gid,
+            history=self.plan.source.history,
+        )
+        workspace = prepare(
+            tree,
+            prepared.facts,
+            prepared.workspace,
+            run_id=self.names.run,
+            root=self.folder.path / "ws",
+            uid=uid,
+            gid=gid,
+        )
+        remember_areas(self.folder, workspace)
+        for mount in workspace.mounts:
+            if isinstance(mount, Overlay):
+                options = {"type": "overlay", "device": "overlay", "o": mount.options}
+                engine.create_volume(mount.name, self.names.labels("tree"), options)
+        engine.create_volume(self.names.home, self.names.labels("home"), {})
+        return workspace
+
+    def _start_agent(self, files: ExitStack) -> None:
+        assert self.workspace is not None
+        config = write_config_of(self.folder, self.plan, self.materials)
+        container = self.host.engine.create(
+            self.plan.agent_container,
+            agent_binding(self.plan, self.materials, self.names, self.workspace, config),
+        )
+        limits, typed = self.plan.limits, self.plan.command.kind == "codex"
+        recorder = EventRecorder(
+            files.enter_context(self._open("events.jsonl")),
+            limit=limits.evidence_mb * _MIB,
+            listener=self.observer.event,
+            typed=typed,
+        )
+        self.findings.events = recorder.summary
+        self.findings.controls = ControlLedger(self.plan.controls)
+        files.callback(recorder.finish)
+        signals = self.stop.signals
+        self.agent = AgentProcess(
+            self.host.engine,
+            container,
+            self.findings.controls,
+            recorder=recorder,
+            stderr=files.enter_context(self._open("stderr.log")),
+            controls_file=files.enter_context(self._open("controls.jsonl")),
+            stderr_limit=limits.evidence_mb * _MIB,
+            output=self.observer.output if not typed else lambda stream, data: None,
+            started=lambda: self._enter("running"),
+            ended=lambda: signals.put("agent-ended"),
+        )
+        self.agent.start()
+
+    def _watch(self) -> None:
+        """Wait for the end; a stop, the time, the gateway's end or a full disk bring it about."""
+        agent, gateway = self.agent, self.gateway
+        assert agent is not None
+        assert gateway is not None
+        deadline = time.monotonic() + _CONTROLS_WAIT_S
+        timed = False
+        while True:
+            if agent.gone and not timed:
+                timed, deadline = True, time.monotonic() + self.plan.limits.timeout_s
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._give_up(self._too_late(timed))
+                return
+            try:
+                signal = self.stop.signals.get(timeout=min(_POLL_S, left))
+            except queue.Empty:
+                if (lack := self._disk_lack()) is not None:
+                    self._give_up(lack)
+                    return
+                continue
+            if signal == "agent-ended":
+                return
+            if signal == "stop":
+                self._give_up(Interrupted("the run was interrupted", why="by the person's wish"))
+                return
+            if gateway.problem is not None or agent.gone:
+                self._give_up(
+                    InfrastructureError(
+                        "the run's gateway ended before the run did",
+                        why=gateway.problem or "its container was stopped or killed",
+                    )
+                )
+                return
+            self._give_up(InfrastructureError("the run's gateway did not start"))
+            return
+
+    def _too_late(self, started: bool) -> RoleboxError:
+        if not started:
+            return InfrastructureError(
+                "the controls were not done in time", why=f"waited {_CONTROLS_WAIT_S:.0f} s"
+            )
+        return TimedOut(
+            f"the run did not end within {self.plan.limits.timeout_s:g} s",
+            mend="give it more with --timeout, or a smaller task",
+        )
+
+    def _disk_lack(self) -> RoleboxError | None:
+        free = shutil.disk_usage(self.folder.path).free
+        if free >= self.host.min_free_bytes:
+            return None
+        return InfrastructureError(
+            f"the run was stopped: {free // _MIB} MiB of disk are left under {self.host.home}",
+            mend="free some space; see: rolebox gc",
+        )
+
+    def _give_up(self, failure: RoleboxError) -> None:
+        """Stop the agent politely, then by force; `failure` is why."""
+        self.failure = self.failure or failure
+        assert self.agent is not None
+        engine, container = self.host.engine, self.agent.container
+        grace = self.plan.limits.grace_s
+        for name, wait in (("SIGINT", grace), ("SIGTERM", grace / 2), ("SIGKILL", grace)):
+            if name != "SIGKILL" and self.stop.level > 1:
+                continue
+            engine.signal(container, name)
+            end = time.monotonic() + wait
+            while time.monotonic() < end and (self.stop.level < 2 or name == "SIGKILL"):
+                if self.agent.join(0.05):
+                    return
+
+    def _settle(self) -> None:
+        """Wait for the exit status and for the gateway's last words."""
+        agent, gateway = self.agent, self.gateway
+        assert agent is not None
+        assert gateway is not None
+        ended = self.host.engine.wait(agent.container, 15)
+        agent.join(15)
+        self.findings.exit_code = ended.code
+        if isinstance(agent.failure, RoleboxError):
+            self.failure = self.failure or agent.failure
+        elif isinstance(agent.failure, OSError):
+            self.failure = self.failure or disk_error(self.folder.path, agent.failure)
+        if ended.code is None and self.failure is None:
+            self.failure = InfrastructureError(
+                "the agent's stream ended while its container runs",
+                why="the connection to the engine broke",
+            )
+        if ended.oom_killed:
+            self.findings.missing.append(
+                f"memory: the container met its limit of {self.plan.limits.memory_mb} MiB"
+            )
+        gateway.stop()
+        if gateway.problem is not None and self.failure is None:
+            self.failure = InfrastructureError("the gateway failed", why=gateway.problem)
+        if gateway.stderr:
+            self.folder.write("gateway.log", gateway.stderr)
+        if not self.findings.gateway.stopped:
+            self.findings.missing.append("egress: the gateway did not confirm its last record")
+
+    def _collect(self) -> None:
+        assert self.agent is not None
+        assert self.workspace is not None
+        engine, findings = self.host.engine, self.findings
+        if self.plan.command.kind == "codex":
+            harvest_session(engine, self.agent.container, self.folder, findings)
+        engine.remove(self.agent.container)
+        harvest_patch(
+            self.folder,
+            self.workspace,
+            self.prepared.store,
+            findings,
+            self.prepared.lease,
+            self.host.now(),
+        )
+
+    # Small things.
+
+    def _first_state(self, started: datetime) -> RunState:
+        moment = rfc3339(started)
+        prompt = self.prepared.request.prompt or " ".join(self.plan.command.argv)
+        return RunState(
+            id=self.names.run,
+            role=self.plan.role,
+            status="planned",
+            created=moment,
+            updated=moment,
+            prompt=prompt[:500],
+            repository=str(self.prepared.repository.top or self.prepared.repository.git_dir),
+            commit=self.plan.source.commit,
+            lease=self.plan.lease,
+            parent=self.prepared.parent,
+            pid=os.getpid(),
+        )
+
+    def _enter(self, status: Status) -> None:
+        self.state = self.state.model_copy(
+            update={"status": status, "updated": rfc3339(self.host.now())}
+        )
+        self.folder.write_state(self.state)
+        self.observer.stage(status)
+
+    def _open(self, name: str) -> BinaryIO:
+        return (self.folder.path / name).open("wb", buffering=0)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.findings.timings_ms[stage] = (time.monotonic() - begun) * 1000
