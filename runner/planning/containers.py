@@ -143,8 +143,8 @@ def gateway_container(*, image: str, seccomp: str, live: bool, limits: Limits) -
         sysctls=(("net.ipv4.ip_forward", "0"),) if live else (),
         mounts=(MountSpec(target=GATEWAY_DIR, source="volume:gateway", read_only=False),),
         pids_limit=64,
-        memory_bytes=256 * _MIB,
-        memory_swap_bytes=256 * _MIB,
+        memory_bytes=384 * _MIB,
+        memory_swap_bytes=384 * _MIB,
         shm_bytes=1 * _MIB,
         nano_cpus=1_000_000_000,
         ulimits=(

@@ -16,7 +16,7 @@ class Observer(Protocol):
     """Told what happens, from several threads; must be quick and must not raise."""
 
     def stage(self, name: str) -> None:
-        """A stage begins: `workspace`, `controls`, `running`, `collecting` …"""
+        """A stage begins: `starting`, `running`, `collecting`."""
 
     def event(self, event: Event) -> None:
         """Codex said something."""
