@@ -73,6 +73,8 @@ def lock(settings: Settings, shipped: bool, fresh: bool) -> int:
     from runner.session.task import lock_files
 
     files = lock_files(settings.home)
+    if not shipped:
+        _refuse_other_sources(settings)
     with steps("images") as tell:
         outcome = accept(
             _workshop(settings),
@@ -128,6 +130,25 @@ def list_images(settings: Settings, as_json: bool) -> int:
         there = "in the engine" if row["present"] else "MISSING: rolebox images build"
         click.echo(f"{row['image']:<8} {row['id']}  {there}")
     return 0
+
+
+def _refuse_other_sources(settings: Settings) -> None:
+    """A host's lock is about the inputs that were shipped; other inputs need --shipped."""
+    from runner.engine.images import sources
+    from runner.engine.images.assemble import inputs_of
+    from runner.engine.images.lock import read_lock
+    from runner.model.errors import ImageRefused
+    from runner.session.task import lock_files, machine_platform
+
+    platform, shop = machine_platform(), _workshop(settings)
+    shipped = read_lock(lock_files(settings.home).shipped).platforms.get(platform)
+    inputs = inputs_of(shop.pins(), platform, sources.collect(shop.sandbox, shop.gateway))
+    if shipped is not None and shipped.inputs != inputs:
+        raise ImageRefused(
+            "rolebox's own sources or pins differ from its shipped lock",
+            why="a host's lock only follows the Debian archive",
+            mend="in a checkout: rolebox images lock --shipped; else reinstall rolebox",
+        )
 
 
 def _tell(outcome: Outcome) -> None:

@@ -25,6 +25,7 @@ KINDS = {
 }
 _BLOCK = 1 << 16
 _FOLLOW_S = 0.2
+_DENIALS = 20
 
 
 @click.command("list")
@@ -107,8 +108,10 @@ def show_command(settings: Settings, run: str, as_json: bool) -> int:
 
     for line in run_lines(folder.read_state(), folder.read_json("provenance.json"), folder.path):
         click.echo(line)
-    for line in _denials(folder):
-        click.echo(line)
+    if lines := denials(folder):
+        click.echo("denied by the gateway")
+        for line in lines:
+            click.echo(line)
     return 0
 
 
@@ -129,7 +132,8 @@ def summary_line(folder: RunFolder) -> str:
     return summary(folder.read_state(), folder.read_json("provenance.json"), folder.path)
 
 
-def _denials(folder: RunFolder) -> list[str]:
+def denials(folder: RunFolder) -> list[str]:
+    """Return a line for each of the first twenty requests that the gateway denied."""
     from runner.report.run import denial_line
 
     lines = []
@@ -141,7 +145,7 @@ def _denials(folder: RunFolder) -> list[str]:
             record = _record(raw)
             if record.get("decision") == "denied":
                 lines.append(denial_line(record))
-    return ["denied:", *lines[:20]] if lines else []
+    return lines[:_DENIALS]
 
 
 def _record(raw: bytes) -> dict[str, Any]:

@@ -138,6 +138,25 @@ class EventsRecord(Frozen):
     terminal: str | None
 
 
+class RefusedCommand(Frozen):
+    """A command that Codex's rules refused, with the rule's justification."""
+
+    command: str
+    reason: str
+
+
+class CommandsRecord(Frozen):
+    """The model's tool calls by Codex's own session record.
+
+    The event stream leaves refused commands out (facts-codex.md, 1); the session
+    record has them. `refused` holds at most the first hundred of `refused_total`.
+    """
+
+    calls: int
+    refused_total: int
+    refused: tuple[RefusedCommand, ...]
+
+
 class Completeness(Frozen):
     """Whether the evidence is whole; if not, what is missing and why.
 
@@ -178,6 +197,7 @@ class Provenance(Frozen):
     egress: EgressRecord
     controls: ControlsRecord
     events: EventsRecord
+    commands: CommandsRecord | None
     exit_code: int | None
     parent: str | None
     overrides: tuple[str, ...]

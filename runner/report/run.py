@@ -65,6 +65,11 @@ def _provenance_lines(record: Mapping[str, Any]) -> Iterator[str]:
     for failed in controls["failed"]:
         yield f"  FAILED {inert(failed)}"
     yield f"egress   {record['egress']['allowed']} allowed, {record['egress']['denied']} denied"
+    if commands := record["commands"]:
+        refused = commands["refused_total"]
+        yield f"commands {commands['calls']} tool calls, {refused} refused by rules"
+        for item in commands["refused"]:
+            yield f"  refused: {one_line(item['command'], 60)}: {one_line(item['reason'], 90)}"
     yield from patch_lines(record)
     yield f"plan     {record['hashes']['plan']}"
     for override in record["overrides"]:

@@ -40,8 +40,9 @@ class ControlLedger:
 
     @property
     def passed(self) -> int:
-        """Count the controls that held."""
-        return sum(1 for record in self.records if record.get("ok") is True)
+        """Count the planned controls that held."""
+        failed = {item.partition(":")[0] for item in self.failures()}
+        return sum(1 for control in self.planned if control.name not in failed)
 
     def failures(self) -> tuple[str, ...]:
         """Name every planned control that did not prove what the plan demands, with its detail."""

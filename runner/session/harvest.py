@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.engine.api import Engine
 from runner.evidence.collect import collect_rollouts
+from runner.evidence.rollout import read_commands
 from runner.evidence.store import RunFolder
 from runner.model.errors import InfrastructureError, RoleboxError
 from runner.model.plan import CODEX_HOME
@@ -44,6 +45,8 @@ def harvest_session(engine: Engine, container: str, folder: RunFolder, findings:
     findings.missing += taken.problems
     if taken.files == 0:
         findings.missing.append("rollout: Codex left no session file")
+    else:
+        findings.commands = read_commands(folder.path / "rollout.jsonl")
     if findings.events.last_message is not None:
         folder.write("last-message.md", findings.events.last_message.encode())
 

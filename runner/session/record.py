@@ -22,6 +22,7 @@ from runner.model.ids import rfc3339
 from runner.model.plan import RunPlan
 from runner.model.provenance import (
     CodexRecord,
+    CommandsRecord,
     Completeness,
     ControlsRecord,
     EgressRecord,
@@ -58,6 +59,7 @@ class Findings:
     controls: ControlLedger | None = None
     gateway: GatewayTotals = field(default_factory=GatewayTotals)
     patch: PatchRecord | None = None
+    commands: CommandsRecord | None = None
     exit_code: int | None = None
     missing: list[str] = field(default_factory=list)
     uncleaned: list[str] = field(default_factory=list)
@@ -163,6 +165,7 @@ def _provenance(
         egress=EgressRecord(allowed=gateway.allowed, denied=gateway.denied),
         controls=_controls(findings),
         events=_events(findings.events),
+        commands=findings.commands,
         exit_code=findings.exit_code,
         parent=findings.parent,
         overrides=plan.overrides,

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.engine.images.lock import LockFiles, effective_lock
+from runner.engine.images.lock import LockFiles, effective_lock, plan_pins
 from runner.evidence.store import RunFolder, RunStore
 from runner.gateway.script import ScriptError, parse_script
-from runner.model.canonical import digest
 from runner.model.errors import ImageRefused, UsageError
 from runner.model.pins import Pins
 from runner.model.plan import MountSpec, PlannedRun, SourceSpec
@@ -49,7 +48,6 @@ from runner.workspace.repository import (
 from runner.workspace.store import Store, open_store
 
 _AGENT_UID_FOR_ROOT = 1000
-_CODEX_BINARY = "bin/codex"
 
 
 @dataclass(frozen=True)
@@ -182,16 +180,7 @@ def load_pins(home: Path) -> Pins:
         raise ImageRefused(
             f"no images are locked for {name}", mend="build them: rolebox images build"
         )
-    locked = lock.platform(name)
-    return Pins(
-        agent_image=locked.images["agent"].id,
-        gateway_image=locked.images["gateway"].id,
-        codex_version=locked.codex.version,
-        codex_sha256=locked.codex.files[_CODEX_BINARY],
-        models=locked.codex.models,
-        lock_sha256=digest(locked.to_json()),
-        origin=lock.origin,
-    )
+    return plan_pins(lock, name)
 
 
 def load_seccomp() -> dict[str, str]:
