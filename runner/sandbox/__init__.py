@@ -1,0 +1,1 @@
+"""What runs inside the agent container; the standard library only."""
