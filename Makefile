@@ -31,8 +31,8 @@ engine-stop: ## stop the engine that `make engine` started, and no other
 	@.ci/setup engine-stop
 
 images: venv engine ## the locked images, built if the engine lacks them
-	@$(BIN)/rolebox images list --json 2>/dev/null | grep -q '"present": false' && .ci/setup tools || true
-	@$(BIN)/rolebox images build || { .ci/setup tools && $(BIN)/rolebox images build; }
+	@$(BIN)/rolebox images list --json 2>/dev/null | grep -q '"complete": true' || .ci/setup tools
+	@$(BIN)/rolebox images build
 
 lock: venv engine ## build the images anew and write images/images.lock, for a commit
 	@.ci/setup tools

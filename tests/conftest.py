@@ -18,6 +18,7 @@ import pytest
 
 from runner.engine.docker_engine import DockerEngine
 from runner.engine.endpoint import resolve_endpoint
+from runner.session.task import load_pins
 
 ROLEBOX = [str(Path(__file__).parent.parent / ".venv" / "bin" / "rolebox")]
 
@@ -43,6 +44,12 @@ def home(tmp_path: Path, host_state: Path) -> Path:
 def engine() -> DockerEngine:
     """The real engine."""
     return DockerEngine.connect(resolve_endpoint(os.environ))
+
+
+@pytest.fixture(scope="session")
+def agent_image(host_state: Path) -> str:
+    """The locked agent image: Debian, Python, git and the pinned Codex CLI."""
+    return load_pins(host_state).agent_image
 
 
 def git(directory: Path, *args: str) -> str:

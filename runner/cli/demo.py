@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.wiring import (
+    EngineSoon,
     Settings,
     echo_json,
     json_option,
@@ -69,10 +70,11 @@ def demo_command(settings: Settings, keep: Path | None, as_json: bool) -> int:
 
     recover_lost(settings)
     begun = time.monotonic()
+    engine = EngineSoon(settings)
     repository = make_repository((keep or settings.home / "demo" / "wordbox").absolute())
     states: list[RunState] = []
     for step in _STEPS:
-        state = _run(settings, step, repository, states[-1].id if states else None)
+        state = _run(settings, engine, step, repository, states[-1].id if states else None)
         states.append(state)
         if not as_json:
             _tell(settings, state)
@@ -90,7 +92,9 @@ def demo_command(settings: Settings, keep: Path | None, as_json: bool) -> int:
     return max(EXIT_CODES[state.status] for state in states)
 
 
-def _run(settings: Settings, step: _Step, repository: Path, after: str | None) -> RunState:
+def _run(
+    settings: Settings, engine: EngineSoon, step: _Step, repository: Path, after: str | None
+) -> RunState:
     from runner.cli.progress import observer_for
     from runner.demo.repository import script
     from runner.session.run import run_sealed
@@ -105,7 +109,7 @@ def _run(settings: Settings, step: _Step, repository: Path, after: str | None) -
         model_script=script(step.role),
     )
     prepared = prepare_task(request, settings.home, settings.env)
-    host = make_host(settings, prepared.planned.plan)
+    host = make_host(settings, prepared.planned.plan, engine)
     with stoppable() as stop, observer_for("codex", step.role) as observer:
         return run_sealed(prepared, host, observer, stop)
 

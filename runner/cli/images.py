@@ -121,6 +121,7 @@ def list_images(settings: Settings, as_json: bool) -> int:
                 "lock": found.origin,
                 "platform": platform,
                 "codex": locked.codex.version,
+                "complete": all(row["present"] for row in rows),
                 "images": rows,
             }
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from runner.cli.wiring import (
+    EngineSoon,
     Settings,
     echo_json,
     json_option,
@@ -115,11 +116,11 @@ def run_command(
       rolebox run fixer "Make the tests pass" --attach ci.log
       rolebox run scaffold "…" --write src/ --model-script script.json
     """
-    prepared = _prepare(settings, role, options)
     if dry_run:
-        _print_plan(prepared, as_json)
+        _print_plan(_prepare(settings, role, options), as_json)
         return 0
-    return execute(settings, prepared, as_json)
+    engine = EngineSoon(settings)
+    return execute(settings, _prepare(settings, role, options), engine, as_json)
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": False})
@@ -137,8 +138,9 @@ def exec_command(settings: Settings, /, role: str, argv: tuple[str, ...], **opti
       rolebox exec reviewer -- git log --stat
       rolebox exec fixer --write src/ -- python3 -m unittest
     """
+    engine = EngineSoon(settings)
     prepared = _prepare(settings, role, {**options, "argv": argv})
-    return execute(settings, prepared, as_json=False)
+    return execute(settings, prepared, engine, as_json=False)
 
 
 @click.command("plan")
@@ -220,7 +222,7 @@ def _prompt(options: dict[str, Any]) -> str | None:
     return given
 
 
-def execute(settings: Settings, prepared: Prepared, as_json: bool) -> int:
+def execute(settings: Settings, prepared: Prepared, engine: EngineSoon, as_json: bool) -> int:
     """Run a prepared task and tell about it; returns the exit code."""
     from runner.cli.progress import observer_for
     from runner.model.state import EXIT_CODES
@@ -228,7 +230,7 @@ def execute(settings: Settings, prepared: Prepared, as_json: bool) -> int:
 
     plan = prepared.planned.plan
     recover_lost(settings)
-    host = make_host(settings, plan)
+    host = make_host(settings, plan, engine)
     kind = plan.command.kind
     with stoppable() as stop, observer_for(kind, plan.role) as observer:
         state = run_sealed(prepared, host, observer, stop)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,8 +78,39 @@ def connect(settings: Settings) -> DockerEngine:
     return DockerEngine.connect(resolve_endpoint(settings.env))
 
 
+class EngineSoon:
+    """The engine, connected to in the background while the plan is made.
+
+    docker-py takes as long to load as the rest of a short run takes to plan; a
+    failure waits until somebody asks for the engine.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._engine: DockerEngine | None = None
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._connect, args=(settings,), daemon=True)
+        self._thread.start()
+
+    def _connect(self, settings: Settings) -> None:
+        try:
+            self._engine = connect(settings)
+            self._engine.info()
+        except BaseException as error:  # noqa: BLE001  raised again by `get`
+            self._problem = error
+
+    def get(self) -> DockerEngine:
+        """Return the engine, or raise what kept it from answering."""
+        self._thread.join()
+        if self._problem is not None:
+            raise self._problem
+        assert self._engine is not None
+        return self._engine
+
+
 def recover_lost(settings: Settings) -> None:
-    """Finish runs whose rolebox died; a run is told about, an absent engine is not fatal."""
+    """Finish runs whose rolebox died; an absent engine is told about, and not fatal."""
+    if not settings.store.has_orphans():
+        return
     from runner.model.errors import RoleboxError
     from runner.session.recover import recover
 
@@ -88,7 +121,7 @@ def recover_lost(settings: Settings) -> None:
         note(f"rolebox: lost runs wait to be completed: {error.what}")
 
 
-def make_host(settings: Settings, plan: RunPlan) -> Host:
+def make_host(settings: Settings, plan: RunPlan, engine: EngineSoon) -> Host:
     """Return the world for one run; the key goes no further than the gateway's input.
 
     Raises:
@@ -96,12 +129,13 @@ def make_host(settings: Settings, plan: RunPlan) -> Host:
     """
     from runner.session.run import Host
 
+    headers = _headers(plan, settings.env)
     return Host(
         home=settings.home,
-        engine=connect(settings),
+        engine=engine.get(),
         now=now,
         entropy=os.urandom,
-        headers=_headers(plan, settings.env),
+        headers=headers,
     )
 
 
@@ -128,6 +162,8 @@ def stoppable() -> Iterator[Stop]:
     from runner.session.observer import Stop
 
     stop = Stop()
+    gc.freeze()  # all that is loaded by now stays; from here on garbage is a run's own
+    gc.enable()
 
     def handle(number: int, frame: object) -> None:
         stop.request()

@@ -13,17 +13,17 @@ this process dies; the engine's own copy is what a lost run is completed from.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from math import ceil
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import docker
 import requests
+import urllib3
 from docker import errors as docker_errors
 from docker.types import LogConfig, Mount, Ulimit
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from runner.engine.api import (
     PART_LABEL,
@@ -45,6 +45,7 @@ _RECEIVE = 1 << 18
 _CALL_TIMEOUT_S = 60
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 def _call(what: str, function: Callable[[], _T]) -> _T:
@@ -97,6 +98,7 @@ class _DockerAttachment:
             self._socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._holder.close()
+            self._socket.close()
 
 
 def _cut(buffer: bytearray) -> Iterator[tuple[Stream, bytes]]:
@@ -126,12 +128,33 @@ def _name(kind: int) -> Stream:
     return "stderr" if kind == 2 else "stdout"
 
 
-_again = retry(
-    retry=retry_if_exception_type(InfrastructureError),
-    stop=stop_after_attempt(4),
-    wait=wait_exponential_jitter(initial=0.05, max=1.0),
-    reraise=True,
-)
+def _again(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Try an idempotent call again after a failure of the engine, with back-off.
+
+    tenacity loads at the first failure only: it costs 50 ms, and most runs have none.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except InfrastructureError:
+            from tenacity import (
+                Retrying,
+                retry_if_exception_type,
+                stop_after_attempt,
+                wait_exponential_jitter,
+            )
+
+            again = Retrying(
+                retry=retry_if_exception_type(InfrastructureError),
+                stop=stop_after_attempt(3),
+                wait=wait_exponential_jitter(multiplier=0.1, max=2.0),
+                reraise=True,
+            )
+            return again(function, *args, **kwargs)
+
+    return call
 
 
 class DockerEngine:
@@ -155,7 +178,11 @@ class DockerEngine:
                 timeout=_CALL_TIMEOUT_S,
                 tls=endpoint.tls or False,
             )
-        except (docker_errors.DockerException, requests.exceptions.RequestException) as error:
+        except (
+            docker_errors.DockerException,
+            requests.exceptions.RequestException,
+            ValueError,  # docker-py's word for some malformed addresses
+        ) as error:
             raise EngineUnavailable(
                 f"no engine answers at {endpoint.url} ({endpoint.origin})",
                 why=str(error).partition("(")[0].strip() or type(error).__name__,
@@ -309,7 +336,7 @@ class DockerEngine:
 
     def wait(self, container: str, timeout_s: float) -> ExitStatus:
         try:
-            self._client.wait(container, timeout=ceil(timeout_s))
+            self._client.wait(container, timeout=max(timeout_s, 0.01))  # type: ignore[arg-type]
         except requests.exceptions.RequestException:
             pass  # a timeout, or the engine went: `status` tells which
         except docker_errors.APIError as error:
@@ -340,29 +367,34 @@ class DockerEngine:
         )
 
     def logs(self, container: str, stream: Stream, limit: int) -> bytes:
+        what = "give its copy of the output"
         chunks = _call(
-            "give its copy of the output",
+            what,
             lambda: self._client.logs(
-                container, stdout=stream == "stdout", stderr=stream == "stderr", stream=True
+                container,
+                stdout=stream == "stdout",
+                stderr=stream == "stderr",
+                stream=True,
+                follow=False,  # docker-py's default with `stream` waits for the end
             ),
         )
         out = bytearray()
-        for chunk in chunks:
+        for chunk in _whole(what, chunks):  # to its end: closing it early leaks the connection
             out += chunk[: limit - len(out)]
-            if len(out) >= limit:
-                break
         return bytes(out)
 
     def read_files(self, container: str, path: str) -> Iterator[bytes]:
+        what = f"read {path} of the container"
         try:
             chunks, _ = self._client.get_archive(container, path, chunk_size=1 << 20)
         except docker_errors.NotFound:
+            self.status(container)  # raises if it is the container that is not there
             return iter(())
         except (docker_errors.DockerException, requests.exceptions.RequestException) as error:
             raise InfrastructureError(
-                f"the engine could not read {path} of the container", why=type(error).__name__
+                f"the engine could not {what}", why=type(error).__name__
             ) from None
-        return iter(chunks)
+        return _whole(what, chunks)
 
     @_again
     def objects(self, run: str | None = None) -> RunObjects:
@@ -377,6 +409,21 @@ class DockerEngine:
             parts={c["Id"]: c["Labels"].get(PART_LABEL, "") for c in containers},
             volumes={v["Name"]: v["Labels"][RUN_LABEL] for v in volumes["Volumes"] or ()},
         )
+
+
+def _whole(what: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield a streamed answer; one that breaks off is an error and no end."""
+    try:
+        yield from chunks
+    except (
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        struct.error,
+        OSError,
+    ) as error:
+        raise InfrastructureError(
+            f"the engine broke off when asked to {what}", why=type(error).__name__
+        ) from None
 
 
 def _call_missing_ok(what: str, function: Callable[[], Any]) -> None:

@@ -8,7 +8,6 @@ it as `lost` (session.py, `recover`).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runner.evidence.files import PRIVATE_DIR, disk_error, write_atomic
+from runner.locks import try_lock
 from runner.model.errors import EvidenceError, UsageError
 from runner.model.ids import is_run_id
 from runner.model.state import RunState
@@ -90,14 +90,8 @@ class RunLock:
 
     def acquire(self) -> bool:
         """Take the lock; False if another process holds it."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
-        self._fd = fd
-        return True
+        self._fd = try_lock(self._path)
+        return self._fd is not None
 
     def release(self) -> None:
         """Free the lock; safe to call twice."""
@@ -177,6 +171,10 @@ class RunStore:
         """Note that a run is over and everything of it is cleaned; frees its lock."""
         (self._live / folder.id).unlink(missing_ok=True)
         lock.release()
+
+    def has_orphans(self) -> bool:
+        """Tell cheaply whether any run is marked as live, by us or by another process."""
+        return self._live.is_dir() and any(self._live.iterdir())
 
     def orphans(self) -> Iterator[tuple[RunFolder, RunLock]]:
         """Yield runs whose rolebox is gone before they were over, each locked by us now.

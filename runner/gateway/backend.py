@@ -24,7 +24,7 @@ JSON_BODY = (("content-type", "application/json"),)
 _DELTA = 256
 
 
-class Broken(Exception):  # noqa: N818 - an answer's fate, reported rather than raised to anyone
+class Broken(Exception):
     """An answer ended before its end; the text is fit for the audit and holds no secret."""
 
 

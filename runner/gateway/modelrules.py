@@ -58,7 +58,7 @@ _REMOTE_URLS: Final = ("image_url", "file_url", "audio_url", "video_url")
 _STORED: Final = ("file_id", "vector_store_ids", "container_id", "server_url")
 
 
-class ModelDenied(Exception):  # noqa: N818 - named after the decision, as in the audit
+class ModelDenied(Exception):
     """A model request is refused; `code` is what Codex shows, `rule` goes to the audit."""
 
     def __init__(self, code: str, rule: str, message: str) -> None:

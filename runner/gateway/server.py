@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -34,8 +35,12 @@ def bind(path: str) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(path)
-        Path(path).chmod(0o666)
+        # The mode comes with the name: a client that waits for it never meets another.
+        previous = os.umask(0o111)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(previous)
         sock.listen(BACKLOG)  # from here on a client may come: "ready" is true
     except OSError as error:
         sock.close()

@@ -30,7 +30,7 @@ LINGER_SECONDS: Final = 2.0
 Headers = Iterable[tuple[str, str]]
 
 
-class HttpRefused(Exception):  # noqa: N818 - a decision, as in the audit
+class HttpRefused(Exception):
     """A request that is not answered any further; the connection ends with it."""
 
     def __init__(self, status: int, rule: str, reason: str, head: Head | None = None) -> None:
@@ -41,7 +41,7 @@ class HttpRefused(Exception):  # noqa: N818 - a decision, as in the audit
         self.head = head
 
 
-class ClientGone(Exception):  # noqa: N818 - an event of the connection, not a mistake
+class ClientGone(Exception):
     """The client closed the connection or stopped reading."""
 
 

@@ -8,9 +8,14 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Frozen, and refuses keys that it does not know."""
+    """Frozen, and refuses keys that it does not know.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    Validators are built at first use: a command pays for the models that it meets.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, defer_build=True
+    )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value (not text), aliases applied."""

@@ -7,6 +7,7 @@ not know is kept and counted, never dropped.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 class _Loose(BaseModel):
     """Frozen; keys that a newer Codex adds are left to the file, which is byte for byte."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Usage(_Loose):
@@ -135,24 +136,28 @@ class _KnownItemEvent(ItemEvent):
 
 # Two readers: the first knows every tag and is quick (the tag is read by the validator
 # itself); what it refuses goes to the second, which keeps what nobody knows.
-_QUICK: TypeAdapter[Event] = TypeAdapter(
-    Annotated[
-        ThreadStarted | TurnStarted | _KnownItemEvent | TurnCompleted | TurnFailed | ErrorEvent,
-        Field(discriminator="type"),
-    ]
-)
-_TOLERANT: TypeAdapter[Event] = TypeAdapter(
-    Annotated[ItemEvent | UnknownEvent, Field(union_mode="left_to_right")]
-)
+@functools.cache
+def _readers() -> tuple[TypeAdapter[Event], TypeAdapter[Event]]:
+    quick: TypeAdapter[Event] = TypeAdapter(
+        Annotated[
+            ThreadStarted | TurnStarted | _KnownItemEvent | TurnCompleted | TurnFailed | ErrorEvent,
+            Field(discriminator="type"),
+        ]
+    )
+    tolerant: TypeAdapter[Event] = TypeAdapter(
+        Annotated[ItemEvent | UnknownEvent, Field(union_mode="left_to_right")]
+    )
+    return quick, tolerant
 
 
 def parse_event(line: bytes) -> Event:
     """Read one line; never raises: what is no known event comes back as `UnknownEvent`."""
+    quick, tolerant = _readers()
     try:
-        return _QUICK.validate_json(line)
+        return quick.validate_json(line)
     except ValidationError:
         pass
     try:
-        return _TOLERANT.validate_json(line)
+        return tolerant.validate_json(line)
     except ValidationError:
         return UnknownEvent(type="")

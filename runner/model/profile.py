@@ -10,13 +10,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from runner.model.base import Frozen
 
 Access = Literal["read-only", "write"]
 
 RoleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+
+# Limits limit: nothing infinite, and nothing that canonical JSON cannot say exactly
+# (RFC 8785 numbers are doubles: whole up to 2**53 - 1, also when MiB become bytes).
+Count = Annotated[int, Field(ge=1, lt=1 << 53)]
+MiB = Annotated[int, Field(ge=1, lt=1 << 33)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 
 #: Paths that no role changes, not even inside a lease (design.md, "Roles").
 PROTECTED: tuple[str, ...] = (
@@ -66,26 +72,26 @@ class ModelChoice(Frozen):
 class Limits(Frozen):
     """Hard limits of one run. Sizes are MiB, times seconds."""
 
-    timeout_s: PositiveFloat = 1800
-    grace_s: PositiveFloat = 10
-    pids: PositiveInt = 512
-    memory_mb: PositiveInt = 4096
-    cpus: PositiveFloat = 2
-    file_size_mb: PositiveInt = 1024
-    tmp_mb: PositiveInt = 1024
-    open_files: PositiveInt = 8192
-    log_mb: PositiveInt = 256
-    evidence_mb: PositiveInt = 512
-    patch_mb: PositiveInt = 64
+    timeout_s: Seconds = 1800
+    grace_s: Seconds = 10
+    pids: Count = 512
+    memory_mb: MiB = 4096
+    cpus: Annotated[float, Field(ge=0.01, le=4096)] = 2
+    file_size_mb: MiB = 1024
+    tmp_mb: MiB = 1024
+    open_files: Count = 8192
+    log_mb: MiB = 256
+    evidence_mb: MiB = 512
+    patch_mb: MiB = 64
 
 
 class Budget(Frozen):
     """What a run may spend on the model; None is no limit of that kind."""
 
-    total_tokens: PositiveInt | None = 2_000_000
-    input_tokens: PositiveInt | None = None
-    output_tokens: PositiveInt | None = None
-    requests: PositiveInt | None = 400
+    total_tokens: Count | None = 2_000_000
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    requests: Count | None = 400
 
 
 class Egress(Frozen):

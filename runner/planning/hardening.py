@@ -8,6 +8,7 @@ is no second place where a control could be lost. Form: runc's configs/validate.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -32,10 +33,17 @@ _SOURCES = frozenset(
         "objects",
         "scratch",
         "scratch-git",
-        "volume",
-        "config",
     }
 )
+#: Sources that the session binds to a place of its own making, by their whole word:
+#: anything else behind `config:` could name a path of the host.
+_BOUND_SOURCES = frozenset(
+    {"volume:home", "volume:gateway", "config:codex", "config:rolebox", "config:attachments"}
+)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_USER = re.compile(r"([0-9]+):([0-9]+)", re.ASCII)
+#: A tmpfs of size 0 has no limit at all, one in percent depends on the host.
+_TMPFS_SIZE = re.compile(r"size=[1-9][0-9]*[kmg]?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -52,10 +60,10 @@ def _expect(condition: bool, problem: str) -> str | None:
 
 
 def _user(c: ContainerSpec) -> str | None:
-    uid, _, gid = c.user.partition(":")
-    if not (uid.isdigit() and gid.isdigit()):
+    user = _USER.fullmatch(c.user)
+    if user is None:
         return f"user {c.user!r} is not uid:gid in digits"
-    return _expect(int(uid) > 0 and int(gid) > 0, f"user {c.user} is root")
+    return _expect(int(user[1]) > 0 and int(user[2]) > 0, f"user {c.user} is root")
 
 
 def _ulimit(name: str) -> Callable[[ContainerSpec], str | None]:
@@ -66,11 +74,16 @@ def _ulimit(name: str) -> Callable[[ContainerSpec], str | None]:
     return ask
 
 
+def _no_core(c: ContainerSpec) -> str | None:
+    limits = [(u.soft, u.hard) for u in c.ulimits if u.name == "core"]
+    return _expect(limits == [(0, 0)], f"core dumps may have {limits} bytes")
+
+
 def _tmpfs(c: ContainerSpec) -> str | None:
     for mount in c.tmpfs:
         options = mount.options.split(",")
-        if not any(o.startswith("size=") for o in options):
-            return f"tmpfs {mount.target} has no size"
+        if not any(_TMPFS_SIZE.fullmatch(o) for o in options):
+            return f"tmpfs {mount.target} has no size that limits it"
         if "nosuid" not in options or "nodev" not in options:
             return f"tmpfs {mount.target} is not nosuid,nodev"
     return None
@@ -78,7 +91,8 @@ def _tmpfs(c: ContainerSpec) -> str | None:
 
 def _mount_sources(c: ContainerSpec) -> str | None:
     for mount in c.mounts:
-        if mount.source.partition(":")[0] not in _SOURCES:
+        word = mount.source.partition(":")[0]
+        if word not in _SOURCES and mount.source not in _BOUND_SOURCES:
             return f"{mount.target} is mounted from {mount.source!r}"
         if ".." in mount.target.split("/") or not mount.target.startswith("/"):
             return f"mount target {mount.target!r} is not absolute and plain"
@@ -87,17 +101,18 @@ def _mount_sources(c: ContainerSpec) -> str | None:
 
 def _engine_socket(c: ContainerSpec) -> str | None:
     for mount in c.mounts:
-        if mount.target.endswith((".sock", "/var/run", "/run")) or mount.target == "/":
+        of_the_tree = mount.target.startswith((f"{WORKDIR}/", "/scratch/"))
+        if mount.target.endswith((".sock", "/var/run", "/run")) and not of_the_tree:
             return f"a mount at {mount.target}"
+        if mount.target == "/":
+            return "a mount at /"
     return None
 
 
 CONTAINER_CHECKS: tuple[Check, ...] = (
     Check(
         "image-by-digest",
-        lambda c: _expect(
-            c.image.startswith("sha256:") and len(c.image) == 71, f"image is {c.image!r}"
-        ),
+        lambda c: _expect(_DIGEST.fullmatch(c.image) is not None, f"image is {c.image!r}"),
         "a tag can be moved to another image between two runs",
     ),
     Check(
@@ -162,7 +177,7 @@ CONTAINER_CHECKS: tuple[Check, ...] = (
         "shared memory is the host's memory",
     ),
     Check("file-size-limited", _ulimit("fsize"), "one file would fill the host's disk"),
-    Check("no-core-dumps", _ulimit("core"), "a core dump is memory written to the host's disk"),
+    Check("no-core-dumps", _no_core, "a core dump is memory written to the host's disk"),
     Check("open-files-limited", _ulimit("nofile"), "file handles are the host's too"),
     Check(
         "log-limited",

@@ -5,14 +5,20 @@ execpolicy), `instructions.md`, and an output schema if it names one. Built-in
 roles stand in `profiles/`; a repository adds its own in `.rolebox/profiles/`,
 each extending a built-in one. Values cascade key by key; rules only add up, and
 Codex takes the strictest, so an extending role cannot take one back.
+
+Decision: a repository's role is a folder of regular files. A link in it would let
+whoever wrote the repository name a file of this host, whose text would then go into
+the instructions, so links and special files there are refused, not followed.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +75,7 @@ def role_names(builtin: Path, own: Path | None) -> tuple[str, ...]:
     for root in filter(None, (builtin, own)):
         if root.is_dir():
             found |= {p.parent.name for p in root.glob("*/profile.toml")}
+    found = {name for name in found if _NAME.fullmatch(name)}
     return tuple(sorted(found))
 
 
@@ -83,6 +90,8 @@ def load_role(name: str, builtin: Path, own: Path | None = None) -> Role:
     Raises:
         UsageError: An unknown role, a malformed file, an unknown key.
     """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no role name", mend="use a-z, 0-9 and -")
     names = role_names(builtin, own)
     if name not in names:
         raise UsageError(
@@ -90,11 +99,10 @@ def load_role(name: str, builtin: Path, own: Path | None = None) -> Role:
             why=f"roles here: {', '.join(names)}",
             mend=_did_you_mean(name, names) or "see: rolebox profiles",
         )
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no role name", mend="use a-z, 0-9 and -")
     own_folder = own / name if own and (own / name / "profile.toml").is_file() else None
     if own_folder is None:
         return _assemble(name, [builtin / name], builtin)
+    _refuse_links(own_folder)
     base = _toml(own_folder / "profile.toml").get("extends")
     if not isinstance(base, str) or not (builtin / base / "profile.toml").is_file():
         known = role_names(builtin, None)
@@ -105,14 +113,51 @@ def load_role(name: str, builtin: Path, own: Path | None = None) -> Role:
         )
     child = _assemble(name, [builtin / base, own_folder], builtin)
     parent = _assemble(base, [builtin / base], builtin)
-    loosened = loosenings(parent.profile, child.profile)
+    loosened = (*loosenings(parent.profile, child.profile), *_loosened_files(parent, child))
     return Role(**{**vars(child), "loosened": loosened})
+
+
+def _refuse_links(folder: Path) -> None:
+    paths = [folder.parent.parent, folder.parent, folder, *sorted(folder.iterdir())]
+    for path in paths:
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UsageError(
+                f"{path} is a link or a special file",
+                why="a repository's role could name any file of this host by it",
+                mend="copy what it points to into the role's folder",
+            )
+
+
+def _loosened_files(base: Role, child: Role) -> tuple[str, ...]:
+    """Name what a role sets otherwise in Codex's configuration, or demands by another schema.
+
+    Nobody can order two values of Codex's own keys, so each change of one counts.
+    """
+    old, new = dict(_leaves(base.config)), dict(_leaves(child.config))
+    found = [
+        f"config.{key}: {value} -> {new.get(key)}"
+        for key, value in old.items()
+        if new.get(key) != value
+    ]
+    same_name = base.profile.output_schema == child.profile.output_schema
+    if base.schema is not None and same_name and child.schema != base.schema:
+        found.append(f"output_schema: another text for {base.profile.output_schema}")
+    return tuple(found)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _assemble(name: str, folders: list[Path], builtin: Path) -> Role:
     layers = _Layers()
     for folder in [builtin / _COMMON, *folders]:
-        _add_layer(layers, folder)
+        _add_layer(layers, folder, own=folder.parent != builtin)
     profile = _profile(layers.values, folders[-1] / "profile.toml")
     schema = None
     if profile.output_schema:
@@ -129,22 +174,34 @@ def _assemble(name: str, folders: list[Path], builtin: Path) -> Role:
         instructions=instructions,
         schema=schema,
         loosened=(),
-        digest=digest(
+        digest=_role_digest(
             {
                 "profile": profile.to_json(),
                 "config": layers.config,
                 "rules": {k: sha256(v.encode()) for k, v in layers.rules.items()},
                 "instructions": sha256(instructions.encode()),
                 "schema": sha256(schema) if schema else None,
-            }
+            },
+            folders[-1],
         ),
     )
 
 
-def _add_layer(layers: _Layers, folder: Path) -> None:
+def _role_digest(value: dict[str, Any], folder: Path) -> str:
+    try:
+        return digest(value)
+    except ValueError as error:
+        raise UsageError(
+            f"{folder / 'config.toml'} holds a value that JSON cannot say",
+            why=str(error),
+            mend="write dates as text; numbers are finite and below 2**53",
+        ) from None
+
+
+def _add_layer(layers: _Layers, folder: Path, *, own: bool) -> None:
     if not folder.is_dir():
         raise UsageError(f"the profile folder {folder} is missing", mend="reinstall rolebox")
-    label = f"{folder.parent.name}/{folder.name}"
+    label = f"{'.rolebox/' if own else ''}profiles/{folder.name}"
     profile_file = folder / "profile.toml"
     if profile_file.is_file():
         values = _toml(profile_file)
@@ -154,7 +211,8 @@ def _add_layer(layers: _Layers, folder: Path) -> None:
     if (folder / "config.toml").is_file():
         _merge(layers.config, _toml(folder / "config.toml"), {}, label)
     for path in sorted(folder.glob("*.rules")):
-        layers.rules[f"{folder.name}-{path.name}"] = _text(path)
+        # A name of its own for each layer, so that no file takes the place of another.
+        layers.rules[f"{'own-' if own else ''}{folder.name}-{path.name}"] = _text(path)
     if (folder / "instructions.md").is_file():
         layers.instructions.append(_text(folder / "instructions.md").strip())
 
@@ -174,7 +232,8 @@ def _merge(into: dict[str, Any], new: dict[str, Any], origins: dict[str, str], l
 
 def _profile(values: dict[str, Any], path: Path) -> RoleProfile:
     try:
-        return RoleProfile.model_validate(values)
+        # Strict, so that a text is no number; by way of JSON, whose lists may be tuples.
+        return RoleProfile.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -205,8 +264,19 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 def _find_schema(name: str, folders: list[Path]) -> bytes:
     for folder in reversed(folders):
         if (folder / name).is_file():
-            return _text(folder / name).encode()
+            return _schema(folder / name)
     raise UsageError(f"the output schema {name} is missing", why=f"looked in {folders[-1]}")
+
+
+def _schema(path: Path) -> bytes:
+    text = _text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON", why=str(error)) from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is no JSON object")
+    return text.encode()
 
 
 def _text(path: Path) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
 
 from runner.model.canonical import digest, sha256
 from runner.model.errors import Refused, UsageError
@@ -31,6 +33,8 @@ from runner.planning.attachments import Attachment, prompt_with, specify
 from runner.planning.containers import agent_container, gateway_container
 from runner.planning.controls import controls_for
 from runner.planning.profiles import Role
+
+_L = TypeVar("_L", Limits, Budget)
 
 CODEX = "/opt/codex/bin/codex"
 PROMPT_FILE = "/etc/rolebox/prompt.md"
@@ -111,19 +115,16 @@ def resolve(
     `agent-userns` and `gateway` to profile JSON text.
 
     Raises:
-        UsageError: An empty prompt, an unknown model, an empty command.
+        UsageError: An empty prompt, an unknown model, a text that is not UTF-8, a limit
+            that limits nothing.
         Refused: A loosened profile, or untrusted text for a writer, without its flag.
         HardeningRefused: The plan lacks a control.
     """
     _refuse_unasked(role, task, tree)
     profile = role.profile
     model, model_origin = _model(role, task, pins)
-    limits = profile.limits
-    if task.timeout_s is not None:
-        limits = limits.model_copy(update={"timeout_s": task.timeout_s})
-    budget = profile.budget
-    if task.max_tokens is not None:
-        budget = budget.model_copy(update={"total_tokens": task.max_tokens})
+    limits = _limited(profile.limits, "timeout_s", task.timeout_s, "--timeout")
+    budget = _limited(profile.budget, "total_tokens", task.max_tokens, "--max-tokens")
     attached = specify(task.attachments)
     prompt = _prompt(task, [spec for spec, _ in attached])
     schema = None if task.kind == "exec" else (task.schema or role.schema)
@@ -212,14 +213,33 @@ def _model(role: Role, task: Task, pins: Pins) -> tuple[str, str]:
     return name, origin
 
 
+def _limited(values: _L, name: str, value: float | None, flag: str) -> _L:
+    """Return limits with one replaced, held to the same bounds as a profile's."""
+    if value is None:
+        return values
+    try:
+        return type(values).model_validate({**values.to_json(), name: value})
+    except ValidationError as error:
+        raise UsageError(f"{flag} {value} is no limit", why=error.errors()[0]["msg"]) from None
+
+
+def _refuse_other_encodings(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not UTF-8", mend="pass the bytes in a file") from None
+
+
 def _prompt(task: Task, attached: Sequence[AttachmentSpec]) -> bytes | None:
     if task.kind == "exec":
+        _refuse_other_encodings("".join(task.argv), "the command")
         return None
     if task.prompt is None or not task.prompt.strip():
         raise UsageError(
             "the prompt is empty",
             mend='give one: rolebox run ROLE "what to do", --prompt-file F, or - for stdin',
         )
+    _refuse_other_encodings(task.prompt, "the prompt")
     return prompt_with(task.prompt, attached)
 
 

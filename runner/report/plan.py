@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runner.model.plan import ContainerSpec, RunPlan
-from runner.report.text import one_line
+from runner.report.text import inert, one_line
 
 _WIDTH = 100
 
@@ -26,9 +26,9 @@ def plan_lines(plan: RunPlan, origins: Mapping[str, str]) -> Iterator[str]:
             yield f"  {name:<28} {one_line(value, _WIDTH)}"
         for mount in container.mounts:
             mode = "ro" if mount.read_only else "RW"
-            yield f"  mount {mode}  {mount.target}  <- {mount.source}"
+            yield f"  mount {mode}  {inert(mount.target)}  <- {inert(mount.source)}"
     yield f"controls ({len(plan.controls)})"
-    yield "  " + ", ".join(control.name for control in plan.controls)
+    yield "  " + ", ".join(inert(control.name) for control in plan.controls)
     for name, digest in plan.files.items():
         yield f"file {name}  {digest}"
 

@@ -64,6 +64,7 @@ def sandbox_json(plan: RunPlan) -> bytes:
             "umask": "0022",
         },
         indent=1,
+        sort_keys=True,  # a plan read back from its file gives the same bytes
     ).encode()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from runner.engine.api import Attachment, Engine, ExitStatus
+from runner.engine.api import Attachment, Engine
 from runner.model.errors import InfrastructureError
 from runner.model.plan import GATEWAY_DIR, SOCKET_NAME, RunPlan
 
@@ -198,19 +198,22 @@ class GatewayProcess:
         """Return what it printed to its error output."""
         return bytes(self._stderr)
 
-    def stop(self) -> ExitStatus | None:
-        """Ask it to finish its audit and end; by force after a while. None: never started."""
+    def ask_to_stop(self) -> None:
+        """Ask it to finish its audit and end; returns at once."""
+        if self._attachment is not None:
+            with contextlib.suppress(InfrastructureError):
+                self._attachment.write(_STOP)
+
+    def await_stop(self) -> None:
+        """Wait until it ended, after `ask_to_stop`; by force after a while."""
         if self._attachment is None:
-            return None
-        with contextlib.suppress(InfrastructureError):
-            self._attachment.write(_STOP)
+            return
         if self._reader is not None:
             self._reader.join(_STOP_WAIT_S)
             if self._reader.is_alive():
                 self._engine.signal(self.container, "SIGKILL")
                 self._reader.join(_STOP_WAIT_S)
         self._attachment.close()
-        return self._engine.status(self.container)
 
     def close(self) -> None:
         """Close the streams; safe at any time."""

@@ -5,7 +5,7 @@ Shared by a run's own end and by the recovery of a run whose rolebox died.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -134,6 +134,13 @@ def _record(result: PatchResult, proposed: bool) -> PatchRecord:
         anomalies=tuple(item.to_json() for item in result.anomalies),
         violations=tuple(item.to_json() for item in result.violations),
     )
+
+
+def remove_containers(engine: Engine, containers: Iterable[str]) -> None:
+    """Remove containers side by side: the engine takes as long for two as for one."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for future in [pool.submit(engine.remove, container) for container in containers]:
+            future.result()
 
 
 def clean(engine: Engine, names: Names, folder: RunFolder) -> list[str]:

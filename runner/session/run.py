@@ -38,7 +38,13 @@ from runner.session.agent import AgentProcess, ControlLedger
 from runner.session.bind import Names, agent_binding, gateway_binding
 from runner.session.folder import first_files, write_config_of
 from runner.session.gateway import GatewayLog, GatewayProcess, config_line
-from runner.session.harvest import clean, harvest_patch, harvest_session, remember_areas
+from runner.session.harvest import (
+    clean,
+    harvest_patch,
+    harvest_session,
+    remember_areas,
+    remove_containers,
+)
 from runner.session.observer import Observer, Stop
 from runner.session.record import Findings, close_run
 from runner.session.task import Prepared
@@ -329,6 +335,7 @@ class _Run:
         agent, gateway = self.agent, self.gateway
         assert agent is not None
         assert gateway is not None
+        gateway.ask_to_stop()
         ended = self.host.engine.wait(agent.container, 15)
         agent.join(15)
         self.findings.exit_code = ended.code
@@ -345,7 +352,7 @@ class _Run:
             self.findings.missing.append(
                 f"memory: the container met its limit of {self.plan.limits.memory_mb} MiB"
             )
-        gateway.stop()
+        gateway.await_stop()
         if gateway.problem is not None and self.failure is None:
             self.failure = InfrastructureError("the gateway failed", why=gateway.problem)
         if gateway.stderr:
@@ -355,11 +362,12 @@ class _Run:
 
     def _collect(self) -> None:
         assert self.agent is not None
+        assert self.gateway is not None
         assert self.workspace is not None
         engine, findings = self.host.engine, self.findings
         if self.plan.command.kind == "codex":
             harvest_session(engine, self.agent.container, self.folder, findings)
-        engine.remove(self.agent.container)
+        remove_containers(engine, [self.agent.container, self.gateway.container])
         harvest_patch(
             self.folder,
             self.workspace,

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 
-import jsonschema
-
 from runner.evidence.store import RunFolder
 from runner.model.errors import (
     AgentFailed,
@@ -88,6 +86,8 @@ def _result_problem(findings: Findings, materials: Materials) -> RoleboxError | 
 
 
 def _schema_problem(schema: bytes, message: str | None) -> RoleboxError | None:
+    import jsonschema  # 80 ms: only runs with a schema pay for it
+
     try:
         jsonschema.validate(json.loads(message or ""), json.loads(schema))
     except ValueError:

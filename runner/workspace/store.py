@@ -18,17 +18,15 @@ kept in LFS appear as their pointers.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from filelock import FileLock, Timeout
-
+from runner.locks import LockBusy, locked
 from runner.model.base import Frozen
-from runner.model.errors import InfrastructureError, UsageError
+from runner.model.errors import UsageError
 from runner.workspace.extract import extract
 from runner.workspace.files import remove_tree
 from runner.workspace.git import run_git
@@ -94,7 +92,7 @@ def open_store(home: Path, repository: Repository) -> Store:
     objects = str(repository.objects)
     if "\n" in objects:
         raise UsageError("the repository's path holds a line break", mend="move it elsewhere")
-    with FileLock(folder / "store.lock", timeout=_LOCK_SECONDS):
+    with locked(folder / "store.lock", _LOCK_SECONDS):
         if not git_dir.exists():
             new = folder / "store.new"
             remove_tree(new)
@@ -121,7 +119,7 @@ def checkout(store: Store, commit: str, *, uid: int, gid: int, history: int = HI
     folder = store.home / "trees" / store.repo_id
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     place = folder / f"{commit}-{uid}-{gid}-{history}"
-    with _locked(place):
+    with locked(_lock_of(place), _LOCK_SECONDS):
         built = not place.exists()
         if built:
             _build(store, commit, place, uid=uid, gid=gid, history=history)
@@ -157,14 +155,14 @@ def prune(home: Path, *, keep: Collection[Path], unused_since: float) -> tuple[P
         if place in keep or place.name.startswith("."):
             continue
         try:
-            with _locked(place, timeout=0):
+            with locked(_lock_of(place), 0):
                 if not record.exists() or record.stat().st_mtime > unused_since:
                     continue
                 doomed = place.parent / f".tmp-{place.name}-gone"
                 place.rename(doomed)
                 remove_tree(doomed)
                 removed.append(place)
-        except _BusyError:
+        except LockBusy:
             continue
     return tuple(removed)
 
@@ -179,25 +177,8 @@ def _copy_shallow(source: Path, git_dir: Path) -> None:
         new.replace(ours)
 
 
-class _BusyError(InfrastructureError):
-    pass
-
-
-@contextlib.contextmanager
-def _locked(place: Path, *, timeout: float = _LOCK_SECONDS) -> Iterator[None]:
-    lock = FileLock(place.parent / f"{place.name}.lock", timeout=timeout)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise _BusyError(
-            f"the checkout {place.name} stays locked",
-            why="another rolebox process is building or deleting it",
-            mend="wait for that process, or end it",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _lock_of(place: Path) -> Path:
+    return place.parent / f"{place.name}.lock"
 
 
 def _build(store: Store, commit: str, place: Path, *, uid: int, gid: int, history: int) -> None:

@@ -24,11 +24,6 @@ PYTHON = [sys.executable, "-I", "-S", "-B"]
 Serve = Callable[[socket.socket], None]
 
 
-@pytest.fixture(scope="session")
-def agent_image() -> str:
-    return os.environ.get("ROLEBOX_TEST_IMAGE", "tbase")
-
-
 def healthy(connection: socket.socket) -> None:
     """Answer every request's head with 200."""
     if connection.recv(65536):

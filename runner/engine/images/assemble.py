@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock
-
 from runner.engine.images import codex, sources
 from runner.engine.images.archive import Image, archive, make_image
 from runner.engine.images.codex import CodexLayer
@@ -33,6 +31,7 @@ from runner.engine.images.lock import (
 from runner.engine.images.pins import Pins, load_pins
 from runner.engine.images.rootfs import Rootfs, cached_rootfs, mmdebstrap
 from runner.engine.images.sources import Source, Sources
+from runner.locks import locked
 from runner.model.canonical import digest, sha256
 from runner.model.errors import InfrastructureError
 
@@ -44,6 +43,9 @@ _MOUNT_POINTS = (
     *("work", "scratch", "attachments"),
     *("etc/codex", "etc/rolebox", "run/rolebox/objects"),
 )
+
+#: How long a second build waits for the first.
+_BUILD_WAIT_S = 3600.0
 
 
 class ImageEngine(Protocol):
@@ -116,7 +118,7 @@ def assembled(
     code = sources.collect(shop.sandbox, shop.gateway)
     shop.cache.mkdir(parents=True, exist_ok=True)
     with (
-        FileLock(shop.cache / "lock"),
+        locked(shop.cache / "lock", _BUILD_WAIT_S),
         tempfile.TemporaryDirectory(dir=shop.cache, prefix="build-") as scratch,
     ):
         base = _base(shop, pins, platform, engine, progress, fresh=fresh)
