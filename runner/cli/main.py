@@ -92,6 +92,10 @@ def cli(ctx: click.Context, directory: str, debug: bool) -> None:
     """
     from runner.cli.wiring import Settings
 
+    if debug or os.environ.get("ROLEBOX_LOG", "").lower() == "debug":
+        from runner import log
+
+        log.enable()
     ctx.obj = Settings(directory=directory, debug=debug, env=dict(os.environ))
 
 

@@ -65,6 +65,11 @@ _tree_options = _options(
         help="Answer with this script instead of asking the live model.",
     ),
     click.option(
+        "--unlocked-image",
+        metavar="ID",
+        help="Use this agent image (sha256:…) instead of the lock's. The provenance records it.",
+    ),
+    click.option(
         "--allow-loosened", is_flag=True, help="Run a role that loosens the one it extends."
     ),
 )
@@ -202,6 +207,7 @@ def _request(settings: Settings, role: str, options: dict[str, Any]) -> Request:
         timeout_s=options["timeout"],
         max_tokens=options.get("max_tokens"),
         output_schema=options.get("output_schema"),
+        unlocked_image=options["unlocked_image"],
         allowed=frozenset(allowed),
     )
 

@@ -168,7 +168,7 @@ def stoppable() -> Iterator[Stop]:
     def handle(number: int, frame: object) -> None:
         stop.request()
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield stop
     finally:

@@ -36,6 +36,7 @@ from runner.engine.api import (
     Stream,
 )
 from runner.engine.endpoint import Endpoint
+from runner.log import debug
 from runner.model.errors import EngineUnavailable, InfrastructureError
 from runner.model.plan import ContainerSpec
 
@@ -138,7 +139,8 @@ def _again(function: Callable[_P, _T]) -> Callable[_P, _T]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return function(*args, **kwargs)
-        except InfrastructureError:
+        except InfrastructureError as error:
+            debug("the engine is asked again", call=function.__name__, why=error.what)
             from tenacity import (
                 Retrying,
                 retry_if_exception_type,

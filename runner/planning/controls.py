@@ -43,7 +43,7 @@ _TCP = (
 
 
 def controls_for(
-    agent: ContainerSpec, *, lease: Sequence[str], uid: int, gid: int
+    agent: ContainerSpec, *, lease: Sequence[str], uid: int, gid: int, inner_sandbox: bool = False
 ) -> tuple[ControlSpec, ...]:
     """Return the controls of a plan, in the order in which they run."""
     return (
@@ -51,6 +51,7 @@ def controls_for(
         *_privileges(agent, uid, gid),
         *_surroundings(agent),
         *_tree(agent, lease),
+        *(_inner_sandbox() if inner_sandbox else ()),
     )
 
 
@@ -107,6 +108,16 @@ def _surroundings(agent: ContainerSpec) -> Iterator[ControlSpec]:
     )
     yield _control("no-logins", "credentials", "files_absent", "blocked", paths=list(_ABSENT))
     yield _control("no-secret-in-environment", "credentials", "environment", "blocked")
+
+
+def _inner_sandbox() -> Iterator[ControlSpec]:
+    yield _control(
+        "inner-sandbox-starts",
+        "privileges",
+        "runs",
+        "works",
+        argv=["/opt/codex/bin/codex", "sandbox", "--", "/bin/true"],
+    )
 
 
 def _tree(agent: ContainerSpec, lease: Sequence[str]) -> Iterator[ControlSpec]:

@@ -51,7 +51,7 @@ class Task:
         script: A checked model script; None asks the live model.
         schema: An output schema that replaces the profile's.
         allowed: Explicit permissions that the provenance records:
-            `loosened-profile`, `untrusted-into-writer`, `unlocked-image`.
+            `loosened-profile`, `untrusted-into-writer`, `unlocked-image: ID`.
     """
 
     prompt: str | None = None
@@ -167,7 +167,13 @@ def resolve(
         ),
         attachments=tuple(spec for spec, _ in attached),
         files={name: sha256(data) for name, data in sorted(files.items())},
-        controls=controls_for(agent, lease=tree.lease, uid=uid, gid=gid),
+        controls=controls_for(
+            agent,
+            lease=tree.lease,
+            uid=uid,
+            gid=gid,
+            inner_sandbox=profile.inner_sandbox == "codex",
+        ),
         limits=limits,
         profile_sha256=role.digest,
         image_lock_sha256=pins.lock_sha256,

@@ -58,7 +58,7 @@ def parse_rules(text: str, origin: str) -> tuple[PrefixRule, ...]:
     """
     try:
         module = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{origin} is not a rules file", why=str(error)) from None
     return tuple(_rule(node, origin) for node in module.body)
 
@@ -78,22 +78,27 @@ def _rule(node: ast.stmt, origin: str) -> PrefixRule:
         )
     values: dict[str, Any] = {}
     for keyword in node.value.keywords:
+        if keyword.arg in values:
+            raise UsageError(f"{where}: {keyword.arg} is given twice")
         try:
             values[keyword.arg or "**"] = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError, RecursionError, MemoryError):
             raise UsageError(f"{where}: {keyword.arg} is not a literal") from None
     if unknown := set(values) - _KEYS:
         raise UsageError(f"{where}: unknown argument {sorted(unknown)[0]!r}")
     decision = values.get("decision", "allow")
     if decision not in get_args(Decision):
         raise UsageError(f"{where}: decision {decision!r} is none of {get_args(Decision)}")
+    justification = values.get("justification", "")
+    if not isinstance(justification, str):
+        raise UsageError(f"{where}: justification is a text")
     pattern = values.get("pattern")
     if not isinstance(pattern, list) or not pattern:
         raise UsageError(f"{where}: pattern must be a list of tokens")
     return PrefixRule(
         pattern=tuple(_token(item, where) for item in pattern),
         decision=decision,
-        justification=str(values.get("justification", "")),
+        justification=justification,
         match=_examples(values.get("match", []), where),
         not_match=_examples(values.get("not_match", []), where),
     )

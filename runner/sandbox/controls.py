@@ -40,6 +40,7 @@ KINDS: Mapping[str, Callable[..., tuple[str, str]]] = {
         privileges.no_new_privs,
         privileges.seccomp,
         privileges.namespaces,
+        privileges.runs,
         privileges.limits,
         surroundings.write_denied,
         surroundings.write_allowed,

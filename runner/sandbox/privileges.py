@@ -11,7 +11,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import socket
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +84,27 @@ def namespaces(_spec: dict[str, Any], *, max_pids: int = 16) -> Observation:
     if init in INITS and len(pids) <= max_pids:
         return BLOCKED, f"pid 1 is {init}, {len(pids)} processes in sight"
     return WORKS, f"pid 1 is {init}, {len(pids)} processes in sight"
+
+
+def runs(spec: dict[str, Any], *, argv: list[str], timeout_s: float = 20.0) -> Observation:
+    """The allowed neighbour of a wider seal: a program that needs it starts and ends well.
+
+    Codex's own sandbox fails closed where it cannot make its namespaces, and Codex then
+    still ends with 0 (facts-codex.md): so it is proven before, never assumed.
+    """
+    quiet = os.open(os.devnull, os.O_RDWR)
+    actions = [(os.POSIX_SPAWN_DUP2, quiet, target) for target in (0, 1, 2)]
+    pid = os.posix_spawn(argv[0], argv, spec["env"], file_actions=actions)
+    os.close(quiet)
+    deadline = time.monotonic() + timeout_s
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return BLOCKED, f"{argv[0]} did not end within {timeout_s:g} s"
+        time.sleep(0.005)
+    code = os.waitstatus_to_exitcode(ended[1])
+    return (WORKS if code == 0 else BLOCKED), f"exit code {code}"
 
 
 def limits(

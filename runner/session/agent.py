@@ -33,10 +33,13 @@ class ControlLedger:
 
     def take(self, record: dict[str, Any]) -> None:
         """Add one line of the supervisor."""
-        if record.get("_schema") == "rolebox.controls/1":
-            self.finished = bool(record.get("done"))
-        else:
+        if record.get("_schema") != "rolebox.controls/1":
             self.records.append(record)
+            return
+        self.finished = record.get("done") is True
+        if record.get("failed") != 0:
+            told = f"the supervisor counts {record.get('failed')} failed"
+            self.records.append({"name": "summary", "ok": False, "detail": told})
 
     @property
     def passed(self) -> int:
@@ -46,26 +49,24 @@ class ControlLedger:
 
     def failures(self) -> tuple[str, ...]:
         """Name every planned control that did not prove what the plan demands, with its detail."""
-        seen = {record.get("name"): record for record in self.records}
         found = []
         for control in self.planned:
-            record = seen.get(control.name)
-            if record is None:
+            records = [r for r in self.records if r.get("name") == control.name]
+            if not records:
                 found.append(f"{control.name}: not reported")
-            elif (
-                record.get("ok") is not True
+            found += [
+                f"{control.name}: expected {control.expect}, "
+                f"observed {record.get('observed')} ({record.get('detail', '')})"
+                for record in records
+                if record.get("ok") is not True
                 or record.get("observed") != control.expect
                 or record.get("expect") != control.expect
-            ):
-                found.append(
-                    f"{control.name}: expected {control.expect}, "
-                    f"observed {record.get('observed')} ({record.get('detail', '')})"
-                )
+            ]
         planned = {control.name for control in self.planned}
         found += [
             f"{record.get('name')}: {record.get('detail', '')}"
             for record in self.records
-            if record.get("name") not in planned and record.get("ok") is not True
+            if record.get("ok") is not True and str(record.get("name")) not in planned
         ]
         return tuple(found)
 
@@ -170,7 +171,7 @@ class AgentProcess:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
                 raise InfrastructureError(

@@ -129,14 +129,17 @@ class GatewayLog:
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the gateway's output."""
         *lines, rest = (self._rest + chunk).split(b"\n")
-        self._rest = rest if len(rest) <= _LINE_LIMIT else b""
+        self._rest = rest
+        if len(rest) > _LINE_LIMIT:
+            self._rest = b""
+            self.invalid += 1
         for line in lines:
             self._line(line)
 
     def _line(self, line: bytes) -> None:
         try:
             report = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             report = None
         if not isinstance(report, dict):
             self.invalid += 1
@@ -144,7 +147,11 @@ class GatewayLog:
         sink = self._egress if report.get("kind") == "egress" else self._model
         sink.write(line + b"\n")
         sink.flush()
-        self.totals.take(report)
+        try:
+            self.totals.take(report)
+        except (TypeError, ValueError):  # a count that is no number
+            self.invalid += 1
+            return
         self._listener(report)
 
 
@@ -167,9 +174,9 @@ class GatewayProcess:
         """Attach, start and hand over the configuration."""
         self._attachment = self._engine.attach(self.container)
         self._engine.start(self.container)
-        self._attachment.write(config)
         self._reader = threading.Thread(target=self._read, name="gateway-reader", daemon=True)
         self._reader.start()
+        self._attachment.write(config)
 
     def _read(self) -> None:
         assert self._attachment is not None

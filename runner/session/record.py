@@ -42,7 +42,9 @@ from runner.session.agent import ControlLedger
 from runner.session.gateway import GatewayTotals
 
 #: Files of a run's folder that are not evidence: they change, or are this record itself.
-_NOT_EVIDENCE = frozenset({"state.json", "provenance.json", "attestation.json", ".lock"})
+_NOT_EVIDENCE = frozenset(
+    {"state.json", "provenance.json", "attestation.json", ".lock", ".reserve"}
+)
 
 
 @dataclass

@@ -7,6 +7,8 @@ completed afterwards.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -21,9 +23,11 @@ from runner.model.errors import EvidenceError, InfrastructureError, RoleboxError
 from runner.model.plan import RunPlan
 from runner.session.agent import ControlLedger
 from runner.session.bind import Names
+from runner.session.folder import release_room
 from runner.session.gateway import GatewayLog
 from runner.session.harvest import clean, harvest_patch, harvest_session, recall_areas
 from runner.session.record import Findings, close_run
+from runner.workspace.instructions import agents_digests
 from runner.workspace.lease import Lease
 from runner.workspace.repository import open_repository
 from runner.workspace.store import open_store
@@ -42,15 +46,20 @@ def recover(
         now: The clock.
 
     Raises:
-        RoleboxError: The engine does not answer; the orphans wait for the next command.
+        RoleboxError: What kept the first one that could not be completed; the others are,
+            and it waits for the next command.
     """
-    recovered = []
+    recovered, failures = [], []
     for folder, lock in store.orphans():
         try:
-            _complete(store, folder, lock, engine(), now)
-            recovered.append(folder.id)
+            if _complete(store, folder, lock, engine(), now):
+                recovered.append(folder.id)
+        except RoleboxError as error:
+            failures.append(error)
         finally:
             lock.release()
+    if failures:
+        raise failures[0]
     return tuple(recovered)
 
 
@@ -60,12 +69,14 @@ def _complete(
     lock: RunLock,
     engine: Engine,
     now: Callable[[], datetime],
-) -> None:
+) -> bool:
+    """Complete a run, or only clean up after one that has its record; True if completed."""
     state = folder.read_state()
+    release_room(folder)
     if state.ended:
         if not clean(engine, Names(folder.id), folder):
             store.retire(folder, lock)
-        return
+        return False
     try:
         plan = RunPlan.model_validate_json((folder.path / "plan.json").read_bytes())
     except (OSError, ValidationError) as error:
@@ -80,6 +91,7 @@ def _complete(
         f"while it was {state.status}"
     )
     _take_from_engine(engine, folder, findings)
+    findings.missing.append("git: how many changed files it did not see is not known")
     _take_patch(store.home, folder, Path(state.repository), findings, now())
     findings.uncleaned = clean(engine, Names(folder.id), folder)
     lost = InfrastructureError(
@@ -88,6 +100,7 @@ def _complete(
     close_run(folder, state, findings, "lost", lost, now())
     if not findings.uncleaned:
         store.retire(folder, lock)
+    return True
 
 
 def _take_from_engine(engine: Engine, folder: RunFolder, findings: Findings) -> None:
@@ -106,6 +119,8 @@ def _take_from_engine(engine: Engine, folder: RunFolder, findings: Findings) -> 
         findings.exit_code = engine.status(agent).code
         if findings.plan.command.kind == "codex":
             harvest_session(engine, agent, folder, findings)
+    else:
+        _take_own_copy(folder, findings, limit)
     if (gateway := parts.get("gateway")) is not None:
         try:
             _take_gateway(engine, gateway, folder, findings, limit)
@@ -141,6 +156,29 @@ def _take_streams(
     folder.write("stderr.log", engine.logs(container, "stderr", limit))
 
 
+def _take_own_copy(folder: RunFolder, findings: Findings, limit: int) -> None:
+    """Read what the run itself wrote, where the engine holds nothing (any more)."""
+    assert findings.controls is not None
+    for line in _bytes(folder, "controls.jsonl").splitlines():
+        with contextlib.suppress(ValueError):
+            findings.controls.take(json.loads(line))
+    typed = findings.plan.command.kind == "codex"
+    recorder = EventRecorder(io.BytesIO(), limit=limit, typed=typed)
+    recorder.feed(_bytes(folder, "events.jsonl"))
+    findings.events = recorder.finish()
+    log = GatewayLog(io.BytesIO(), io.BytesIO())
+    log.feed(_bytes(folder, "egress.jsonl") + _bytes(folder, "model.jsonl"))
+    findings.gateway = log.totals
+    findings.missing.append("exit: the container was gone, and its exit code with it")
+
+
+def _bytes(folder: RunFolder, name: str) -> bytes:
+    try:
+        return (folder.path / name).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def _take_gateway(
     engine: Engine, container: str, folder: RunFolder, findings: Findings, limit: int
 ) -> None:
@@ -151,17 +189,20 @@ def _take_gateway(
         log = GatewayLog(egress, model)
         log.feed(engine.logs(container, "stdout", limit))
         findings.gateway = log.totals
+    if not findings.gateway.stopped:
+        findings.missing.append("egress: the gateway did not confirm its last record")
 
 
 def _take_patch(
     home: Path, folder: RunFolder, repository: Path, findings: Findings, when: datetime
 ) -> None:
     workspace = recall_areas(folder)
-    if workspace is None:
-        return
     try:
         store = open_store(home, open_repository(repository))
+        findings.agents = agents_digests(store, findings.plan.source.commit)
+        if workspace is None:
+            return
         lease = Lease(paths=findings.plan.lease)
         harvest_patch(folder, workspace, store, findings, lease, when)
     except RoleboxError as error:
-        findings.missing.append(f"patch: {error.what}")
+        findings.missing.append(f"repository: {error.what}")

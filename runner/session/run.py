@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from runner.engine.api import Engine
 from runner.evidence.events import EventRecorder
 from runner.evidence.files import disk_error
 from runner.evidence.store import RunStore
+from runner.log import debug
 from runner.model.errors import (
     ImageRefused,
     InfrastructureError,
@@ -36,7 +37,14 @@ from runner.model.ids import new_run_id, rfc3339
 from runner.model.state import RunState, Status
 from runner.session.agent import AgentProcess, ControlLedger
 from runner.session.bind import Names, agent_binding, gateway_binding
-from runner.session.folder import first_files, write_config_of
+from runner.session.folder import (
+    first_files,
+    first_state,
+    open_whole,
+    release_room,
+    reserve_room,
+    write_config_of,
+)
 from runner.session.gateway import GatewayLog, GatewayProcess, config_line
 from runner.session.harvest import (
     clean,
@@ -53,6 +61,7 @@ from runner.workspace.prepare import Overlay, Workspace, prepare
 from runner.workspace.store import checkout
 
 _CONTROLS_WAIT_S = 60.0
+_END_WAIT_S = 15.0
 _POLL_S = 0.5
 _MIB = 1 << 20
 
@@ -86,9 +95,9 @@ def run_sealed(prepared: Prepared, host: Host, observer: Observer, stop: Stop) -
     try:
         run.execute()
     except RoleboxError as error:
-        failure = error
+        failure = run.failure or error  # a stop that fails does not hide why it was asked
     except OSError as error:
-        failure = disk_error(run.folder.path, error)
+        failure = run.failure or disk_error(run.folder.path, error)
     return run.close(failure)
 
 
@@ -107,9 +116,10 @@ class _Run:
             parent=prepared.parent,
             agents=prepared.agents,
         )
-        self.state = self._first_state(started)
+        self.state = first_state(self.names.run, prepared, started, os.getpid())
         self.store = RunStore(host.home)
         self.folder, self.lock = self.store.create(self.state, first_files(prepared.planned))
+        self.collected = False
         self.workspace: Workspace | None = None
         self.gateway: GatewayProcess | None = None
         self.agent: AgentProcess | None = None
@@ -118,6 +128,7 @@ class _Run:
 
     def execute(self) -> None:
         """Go the whole way; raises the first thing that went wrong."""
+        reserve_room(self.folder)
         self._enter("starting")
         with ExitStack() as files:
             with self._timed("engine"):
@@ -137,11 +148,14 @@ class _Run:
                 self._settle()
         with self._timed("collect"):
             self._collect()
+        self.collected = True
         if self.failure is not None:
             raise self.failure
 
     def close(self, failure: RoleboxError | None) -> RunState:
         """Remove what the engine holds, judge, and write the record."""
+        release_room(self.folder)
+        self._note_missing()
         with self._timed("clean"):
             for process in (self.agent, self.gateway):
                 if process is not None:
@@ -189,12 +203,17 @@ class _Run:
                     gateway.start(config)
             except RoleboxError as error:
                 problem.append(error)
+                signals.put("gateway-ended")
 
+        files.callback(self._end_gateway)
         thread = threading.Thread(target=start, name="gateway-start", daemon=True)
         thread.start()
 
         def wait() -> None:
-            thread.join()
+            thread.join(_CONTROLS_WAIT_S)
+            if thread.is_alive():  # it does not read its configuration
+                gateway.close()
+                thread.join(_END_WAIT_S)
             if problem and self.failure is None:
                 self.failure = problem[0]
 
@@ -257,6 +276,7 @@ class _Run:
             started=lambda: self._enter("running"),
             ended=lambda: signals.put("agent-ended"),
         )
+        files.callback(self._end_agent)
         self.agent.start()
 
     def _watch(self) -> None:
@@ -318,6 +338,7 @@ class _Run:
     def _give_up(self, failure: RoleboxError) -> None:
         """Stop the agent politely, then by force; `failure` is why."""
         self.failure = self.failure or failure
+        debug("stopping the agent", run=self.names.run, why=failure.what)
         assert self.agent is not None
         engine, container = self.host.engine, self.agent.container
         grace = self.plan.limits.grace_s
@@ -336,18 +357,19 @@ class _Run:
         assert agent is not None
         assert gateway is not None
         gateway.ask_to_stop()
-        ended = self.host.engine.wait(agent.container, 15)
-        agent.join(15)
+        try:
+            ended = self.host.engine.wait(agent.container, _END_WAIT_S)
+            agent.join(_END_WAIT_S)
+        finally:
+            self._take_failure(agent.failure)
         self.findings.exit_code = ended.code
-        if isinstance(agent.failure, RoleboxError):
-            self.failure = self.failure or agent.failure
-        elif isinstance(agent.failure, OSError):
-            self.failure = self.failure or disk_error(self.folder.path, agent.failure)
-        if ended.code is None and self.failure is None:
-            self.failure = InfrastructureError(
+        if ended.code is None:
+            broken = InfrastructureError(
                 "the agent's stream ended while its container runs",
                 why="the connection to the engine broke",
             )
+            self.findings.missing.append(f"events: {broken.what}")
+            self.failure = self.failure or broken
         if ended.oom_killed:
             self.findings.missing.append(
                 f"memory: the container met its limit of {self.plan.limits.memory_mb} MiB"
@@ -357,8 +379,34 @@ class _Run:
             self.failure = InfrastructureError("the gateway failed", why=gateway.problem)
         if gateway.stderr:
             self.folder.write("gateway.log", gateway.stderr)
+
+    def _take_failure(self, failure: Exception | None) -> None:
+        if isinstance(failure, OSError):
+            failure = disk_error(self.folder.path, failure)
+        if isinstance(failure, RoleboxError):
+            self.failure = self.failure or failure
+
+    def _end_agent(self) -> None:
+        """Let the reader go before its files are closed, however the run ends."""
+        if self.agent is not None:
+            self.agent.close()
+            self.agent.join(_END_WAIT_S)
+
+    def _end_gateway(self) -> None:
+        """Take the gateway's last words also when the run did not come to `_settle`."""
+        if self.gateway is not None and not self.findings.gateway.stopped:
+            with suppress(InfrastructureError):
+                self.gateway.ask_to_stop()
+                self.gateway.await_stop()
+
+    def _note_missing(self) -> None:
+        missing = self.findings.missing
+        if not self.collected:
+            missing.append(f"collecting: the run broke off while it was {self.state.status}")
         if not self.findings.gateway.stopped:
-            self.findings.missing.append("egress: the gateway did not confirm its last record")
+            missing.append("egress: the gateway did not confirm its last record")
+        if self.gateway is not None and self.gateway.log.invalid:
+            missing.append(f"egress: {self.gateway.log.invalid} lines were no reports")
 
     def _collect(self) -> None:
         assert self.agent is not None
@@ -367,7 +415,11 @@ class _Run:
         engine, findings = self.host.engine, self.findings
         if self.plan.command.kind == "codex":
             harvest_session(engine, self.agent.container, self.folder, findings)
-        remove_containers(engine, [self.agent.container, self.gateway.container])
+        try:
+            remove_containers(engine, [self.agent.container, self.gateway.container])
+        except InfrastructureError:
+            if findings.exit_code is None:  # it may still be writing
+                raise
         harvest_patch(
             self.folder,
             self.workspace,
@@ -379,23 +431,6 @@ class _Run:
 
     # Small things.
 
-    def _first_state(self, started: datetime) -> RunState:
-        moment = rfc3339(started)
-        prompt = self.prepared.request.prompt or " ".join(self.plan.command.argv)
-        return RunState(
-            id=self.names.run,
-            role=self.plan.role,
-            status="planned",
-            created=moment,
-            updated=moment,
-            prompt=prompt[:500],
-            repository=str(self.prepared.repository.top or self.prepared.repository.git_dir),
-            commit=self.plan.source.commit,
-            lease=self.plan.lease,
-            parent=self.prepared.parent,
-            pid=os.getpid(),
-        )
-
     def _enter(self, status: Status) -> None:
         self.state = self.state.model_copy(
             update={"status": status, "updated": rfc3339(self.host.now())}
@@ -404,7 +439,7 @@ class _Run:
         self.observer.stage(status)
 
     def _open(self, name: str) -> BinaryIO:
-        return (self.folder.path / name).open("wb", buffering=0)
+        return open_whole(self.folder.path / name)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -412,4 +447,5 @@ class _Run:
         try:
             yield
         finally:
-            self.findings.timings_ms[stage] = (time.monotonic() - begun) * 1000
+            spent = self.findings.timings_ms[stage] = (time.monotonic() - begun) * 1000
+            debug("stage ended", run=self.names.run, stage=stage, ms=round(spent, 1))

@@ -67,6 +67,7 @@ class Request:
     timeout_s: float | None = None
     max_tokens: int | None = None
     output_schema: Path | None = None
+    unlocked_image: str | None = None
     allowed: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -109,6 +110,8 @@ def prepare_task(request: Request, home: Path, env: Mapping[str, str]) -> Prepar
     lease = parse_lease(request.write or role.profile.lease)
     refuse_lease(role, lease.paths)
     pins = load_pins(home)
+    if request.unlocked_image is not None:
+        pins = pins.model_copy(update={"agent_image": request.unlocked_image})
     task = _task(request)
     store = open_store(home, repository)
     parent = RunStore(home).find(request.after) if request.after else None
@@ -232,8 +235,14 @@ def _task(request: Request) -> Task:
         timeout_s=request.timeout_s,
         max_tokens=request.max_tokens,
         schema=_schema(request.output_schema),
-        allowed=request.allowed,
+        allowed=request.allowed | _image_override(request),
     )
+
+
+def _image_override(request: Request) -> frozenset[str]:
+    if request.unlocked_image is None:
+        return frozenset()
+    return frozenset({f"unlocked-image: {request.unlocked_image}"})
 
 
 def _read(path: Path, what: str) -> bytes:
