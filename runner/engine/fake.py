@@ -103,14 +103,18 @@ class _Container:
             self.input.close()
             self.changed.notify_all()
 
+    def end_input(self) -> None:
+        """Let go whoever reads or writes the input; as the engine's StdinOnce does."""
+        with contextlib.suppress(OSError):  # it has ended
+            self.input.shutdown(socket.SHUT_RDWR)
+
     @property
     def running(self) -> bool:
         return self.started and self.code is None
 
     def kill(self) -> None:
         if self.running:
-            with contextlib.suppress(OSError):  # it has just ended by itself
-                self.input.shutdown(socket.SHUT_RDWR)  # lets go whoever writes or reads
+            self.end_input()
             self._end(_SIGKILLED)
             self.process.signals.put("SIGKILL")
         elif not self.started:
@@ -155,6 +159,7 @@ class _FakeAttachment:
             yield from news
 
     def close(self) -> None:
+        self._container.end_input()
         with self._container.changed:
             self._closed = True
             self._container.changed.notify_all()

@@ -39,7 +39,7 @@ class FaultyEngine:
         self._engine = engine
         self._fail = fail or {}
         self._die_at = die_at
-        self._attachments: list[Attachment] = []
+        self._attachments: list[tuple[str, Attachment]] = []
         self.calls: Counter[str] = Counter()
         self.dead = False
 
@@ -50,10 +50,11 @@ class FaultyEngine:
     def revive(self) -> None:
         self.dead = False
 
-    def cut_streams(self) -> None:
-        """End every open stream, as a broken connection does; the containers run on."""
-        for attachment in self._attachments:
-            attachment.close()
+    def cut_streams(self, of: str | None = None) -> None:
+        """End the streams of one container or of all, as a broken connection does; it runs on."""
+        for container, attachment in self._attachments:
+            if of in (None, container):
+                attachment.close()
 
     def _to(self, method: str) -> Engine:
         self.calls[method] += 1
@@ -81,8 +82,9 @@ class FaultyEngine:
         return self._to("create").create(spec, binding)
 
     def attach(self, container: str) -> Attachment:
-        self._attachments.append(self._to("attach").attach(container))
-        return self._attachments[-1]
+        attachment = self._to("attach").attach(container)
+        self._attachments.append((container, attachment))
+        return attachment
 
     def start(self, container: str) -> None:
         self._to("start").start(container)

@@ -161,7 +161,9 @@ class EventRecorder:
         """Read whole lines; the hot loop, a hundred thousand and more a second."""
         take, listener = self.summary.take, self._listener
         for line in lines:
-            if line and not line.isspace():
+            if len(line) > MAX_PARSED_LINE:
+                self.summary.oversized += 1
+            elif line and not line.isspace():
                 event = parse_event(line)
                 take(event)
                 if listener is not None:

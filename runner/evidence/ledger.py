@@ -71,8 +71,13 @@ def _last_entry(fd: int, path: Path) -> dict[str, Any] | None:
     size = os.fstat(fd).st_size
     if size == 0:
         return None
-    start = max(0, size - _TAIL)
-    tail = os.pread(fd, size - start, start)
+    want = _TAIL
+    while True:
+        start = max(0, size - want)
+        tail = os.pread(fd, size - start, start)
+        if start == 0 or b"\n" in tail[:-1]:
+            break
+        want *= 2  # the last line is longer than that
     lines = tail.splitlines()
     try:
         if not tail.endswith(b"\n"):

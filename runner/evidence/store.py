@@ -66,7 +66,7 @@ class RunFolder:
             value = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise EvidenceError(f"{name} of run {self.id} cannot be read", why=str(error)) from None
         if not isinstance(value, dict):
             raise EvidenceError(f"{name} of run {self.id} is no JSON object")
@@ -115,13 +115,13 @@ class RunStore:
             UsageError, InfrastructureError: The disk refuses.
         """
         making = self.runs / f".making-{state.id}"
+        lock = RunLock(making / ".lock")
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
             self.runs.mkdir(exist_ok=True, mode=PRIVATE_DIR)
             self._live.mkdir(exist_ok=True, mode=PRIVATE_DIR)
             (self._live / state.id).touch(mode=0o600)
             making.mkdir(mode=PRIVATE_DIR)
-            lock = RunLock(making / ".lock")
             lock.acquire()
             for name, data in files.items():
                 target = making / name
@@ -130,6 +130,7 @@ class RunStore:
             (making / "state.json").write_bytes(_text(state.to_json()))
             making.rename(self.runs / state.id)
         except OSError as error:
+            lock.release()
             raise disk_error(making, error) from None
         return RunFolder(self.runs / state.id), lock
 
@@ -194,6 +195,12 @@ class RunStore:
 
     def _forget_unmade(self, name: str) -> None:
         """Drop what a rolebox left that died before its run had a folder."""
+        try:
+            made = (self._live / name).stat().st_mtime
+        except FileNotFoundError:  # another process was here first
+            return
+        if time.time() - made < _YOUNG_S:
+            return
         making = self.runs / f".making-{name}"
         if making.is_dir():
             lock = RunLock(making / ".lock")
@@ -201,10 +208,10 @@ class RunStore:
                 return
             shutil.rmtree(making)
             lock.release()
-        elif time.time() - (self._live / name).stat().st_mtime < _YOUNG_S:
-            return
         (self._live / name).unlink(missing_ok=True)
 
 
 def _text(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n").encode()
+    # A lone surrogate has no UTF-8; written as its JSON escape it is read back as it was.
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")

@@ -14,7 +14,11 @@ class Frozen(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, defer_build=True
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        defer_build=True,
+        json_schema_serialization_defaults_required=True,
     )
 
     def to_json(self) -> dict[str, Any]:

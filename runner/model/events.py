@@ -19,14 +19,18 @@ class _Loose(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
+#: What the provenance record can say exactly; a larger claim makes its event unknown.
+Tokens = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
 class Usage(_Loose):
     """Tokens of one turn."""
 
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
-    cache_write_input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_output_tokens: int = 0
+    input_tokens: Tokens = 0
+    cached_input_tokens: Tokens = 0
+    cache_write_input_tokens: Tokens = 0
+    output_tokens: Tokens = 0
+    reasoning_output_tokens: Tokens = 0
 
 
 class AgentMessage(_Loose):

@@ -44,24 +44,11 @@ class ControlLedger:
     @property
     def passed(self) -> int:
         """Count the planned controls that held."""
-        failed = {item.partition(":")[0] for item in self.failures()}
-        return sum(1 for control in self.planned if control.name not in failed)
+        return sum(1 for control in self.planned if not self._failures_of(control))
 
     def failures(self) -> tuple[str, ...]:
         """Name every planned control that did not prove what the plan demands, with its detail."""
-        found = []
-        for control in self.planned:
-            records = [r for r in self.records if r.get("name") == control.name]
-            if not records:
-                found.append(f"{control.name}: not reported")
-            found += [
-                f"{control.name}: expected {control.expect}, "
-                f"observed {record.get('observed')} ({record.get('detail', '')})"
-                for record in records
-                if record.get("ok") is not True
-                or record.get("observed") != control.expect
-                or record.get("expect") != control.expect
-            ]
+        found = [item for control in self.planned for item in self._failures_of(control)]
         planned = {control.name for control in self.planned}
         found += [
             f"{record.get('name')}: {record.get('detail', '')}"
@@ -69,6 +56,19 @@ class ControlLedger:
             if record.get("ok") is not True and str(record.get("name")) not in planned
         ]
         return tuple(found)
+
+    def _failures_of(self, control: ControlSpec) -> list[str]:
+        records = [r for r in self.records if r.get("name") == control.name]
+        if not records:
+            return [f"{control.name}: not reported"]
+        return [
+            f"{control.name}: expected {control.expect}, "
+            f"observed {record.get('observed')} ({record.get('detail', '')})"
+            for record in records
+            if record.get("ok") is not True
+            or record.get("observed") != control.expect
+            or record.get("expect") != control.expect
+        ]
 
     def judge(self) -> None:
         """Refuse the run unless every planned control held.

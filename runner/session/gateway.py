@@ -16,6 +16,8 @@ from runner.model.plan import GATEWAY_DIR, SOCKET_NAME, RunPlan
 _STOP = b'{"stop":true}\n'
 _STOP_WAIT_S = 5.0
 _LINE_LIMIT = 1 << 20
+#: The largest number that canonical JSON says exactly (RFC 8785).
+_LARGEST = (1 << 53) - 1
 
 
 def config_line(
@@ -101,7 +103,8 @@ class GatewayTotals:
             "reasoning_output_tokens",
             "total_tokens",
         ):
-            setattr(self, name, getattr(self, name) + int(usage.get(name) or 0))
+            tokens = getattr(self, name) + int(usage.get(name) or 0)
+            setattr(self, name, min(max(tokens, 0), _LARGEST))
 
 
 class GatewayLog:
@@ -149,7 +152,7 @@ class GatewayLog:
         sink.flush()
         try:
             self.totals.take(report)
-        except (TypeError, ValueError):  # a count that is no number
+        except (TypeError, ValueError, OverflowError):  # a count that is no number
             self.invalid += 1
             return
         self._listener(report)
@@ -176,7 +179,12 @@ class GatewayProcess:
         self._engine.start(self.container)
         self._reader = threading.Thread(target=self._read, name="gateway-reader", daemon=True)
         self._reader.start()
-        self._attachment.write(config)
+        try:
+            self._attachment.write(config)
+        except InfrastructureError as error:
+            raise InfrastructureError(
+                "the run's gateway did not take its configuration", why=self.problem or error.what
+            ) from None
 
     def _read(self) -> None:
         assert self._attachment is not None

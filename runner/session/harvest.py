@@ -51,6 +51,17 @@ def harvest_session(engine: Engine, container: str, folder: RunFolder, findings:
         folder.write("last-message.md", findings.events.last_message.encode())
 
 
+def empty_overlays(engine: Engine, container: str) -> None:
+    """Let the kernel clear the work directories of an ended container's overlays.
+
+    It keeps spare whiteouts there, which belong to root, so that a host user could
+    not delete them, and clears them at the next mount. Reading any file of the
+    container makes the engine mount all its volumes once more.
+    """
+    for _ in engine.read_files(container, "/etc/rolebox/sandbox.json"):
+        pass
+
+
 def remember_areas(folder: RunFolder, workspace: Workspace) -> None:
     """Note where the agent may write, so that a later process can compute the patch."""
 

@@ -83,9 +83,10 @@ def close_run(
     """
     told = None
     if failure is not None:
-        told = Failure(what=failure.what, why=failure.why, mend=failure.mend)
+        words = {"what": failure.what, "why": failure.why, "mend": failure.mend}
+        told = Failure(**_sayable(words))
     provenance = _provenance(folder, findings, status, told, now)
-    record = provenance.to_json()
+    record = _sayable(provenance.to_json())
     folder.write_json("provenance.json", record)
     ledger.append(
         folder.path.parent.parent / "ledger.jsonl",
@@ -113,6 +114,22 @@ def close_run(
     )
     folder.write_state(last)
     return last
+
+
+def _sayable(value: Any) -> Any:
+    """Return a value that has UTF-8: what an agent or a model said may hold lone surrogates.
+
+    JSON lets them in as escapes; no canonical form has them, so they stay escapes here.
+    """
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {_sayable(key): _sayable(item) for key, item in value.items()}
+        case list():
+            return [_sayable(item) for item in value]
+        case _:
+            return value
 
 
 def evidence_files(folder: RunFolder) -> dict[str, FileRecord]:
@@ -214,7 +231,7 @@ def _usage(findings: Findings) -> UsageRecord:
 
 def _controls(findings: Findings) -> ControlsRecord:
     ledger_ = findings.controls
-    if ledger_ is None or not ledger_.records:
+    if ledger_ is None or not (ledger_.records or ledger_.finished):
         return ControlsRecord(planned=len(findings.plan.controls), passed=0, failed=())
     return ControlsRecord(
         planned=len(findings.plan.controls), passed=ledger_.passed, failed=ledger_.failures()

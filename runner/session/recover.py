@@ -25,7 +25,13 @@ from runner.session.agent import ControlLedger
 from runner.session.bind import Names
 from runner.session.folder import release_room
 from runner.session.gateway import GatewayLog
-from runner.session.harvest import clean, harvest_patch, harvest_session, recall_areas
+from runner.session.harvest import (
+    clean,
+    empty_overlays,
+    harvest_patch,
+    harvest_session,
+    recall_areas,
+)
 from runner.session.record import Findings, close_run
 from runner.workspace.instructions import agents_digests
 from runner.workspace.lease import Lease
@@ -119,6 +125,8 @@ def _take_from_engine(engine: Engine, folder: RunFolder, findings: Findings) -> 
         findings.exit_code = engine.status(agent).code
         if findings.plan.command.kind == "codex":
             harvest_session(engine, agent, folder, findings)
+        else:
+            empty_overlays(engine, agent)
     else:
         _take_own_copy(folder, findings, limit)
     if (gateway := parts.get("gateway")) is not None:

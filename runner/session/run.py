@@ -48,6 +48,7 @@ from runner.session.folder import (
 from runner.session.gateway import GatewayLog, GatewayProcess, config_line
 from runner.session.harvest import (
     clean,
+    empty_overlays,
     harvest_patch,
     harvest_session,
     remember_areas,
@@ -164,7 +165,9 @@ class _Run:
         self.findings.timings_ms["total"] = (time.monotonic() - self.begun) * 1000
         status, told = verdict(self.findings, failure, self.folder, self.materials)
         state = close_run(self.folder, self.state, self.findings, status, told, self.host.now())
-        if not self.findings.uncleaned:
+        if self.findings.uncleaned:
+            self.lock.release()  # the next command cleans, also while this process lives on
+        else:
             self.store.retire(self.folder, self.lock)
         return state
 
@@ -212,8 +215,9 @@ class _Run:
         def wait() -> None:
             thread.join(_CONTROLS_WAIT_S)
             if thread.is_alive():  # it does not read its configuration
+                problem.append(InfrastructureError("the run's gateway does not read"))
+                signals.put("gateway-ended")
                 gateway.close()
-                thread.join(_END_WAIT_S)
             if problem and self.failure is None:
                 self.failure = problem[0]
 
@@ -415,6 +419,8 @@ class _Run:
         engine, findings = self.host.engine, self.findings
         if self.plan.command.kind == "codex":
             harvest_session(engine, self.agent.container, self.folder, findings)
+        elif os.getuid() != 0:
+            empty_overlays(engine, self.agent.container)
         try:
             remove_containers(engine, [self.agent.container, self.gateway.container])
         except InfrastructureError:

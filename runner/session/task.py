@@ -40,7 +40,6 @@ from runner.workspace.repository import (
     Source,
     dirty_count,
     open_repository,
-    safe_directories,
 )
 from runner.workspace.repository import (
     resolve as resolve_rev,
@@ -101,9 +100,7 @@ def prepare_task(request: Request, home: Path, env: Mapping[str, str]) -> Prepar
         UsageError, Refused, InfrastructureError: As each reader says.
     """
     own = request.directory / ".rolebox" / "profiles"
-    repository = open_repository(
-        request.directory, safe_directories=safe_directories(Path(env.get("HOME", "/")))
-    )
+    repository = open_repository(request.directory, user_home=Path(env.get("HOME", "/")))
     if repository.top is not None:
         own = repository.top / ".rolebox" / "profiles"
     role = load_role(request.role, profiles_dir(), own if own.is_dir() else None)

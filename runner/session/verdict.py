@@ -87,15 +87,24 @@ def _result_problem(findings: Findings, materials: Materials) -> RoleboxError | 
 
 def _schema_problem(schema: bytes, message: str | None) -> RoleboxError | None:
     import jsonschema  # 80 ms: only runs with a schema pay for it
+    import referencing
+    from jsonschema.validators import validator_for
 
     try:
-        jsonschema.validate(json.loads(message or ""), json.loads(schema))
-    except ValueError:
+        value, demanded = json.loads(message or ""), json.loads(schema)
+        kind = validator_for(demanded, default=jsonschema.Draft202012Validator)
+        kind.check_schema(demanded)
+        # An empty registry: a schema that refers elsewhere never makes the host fetch it.
+        kind(demanded, registry=referencing.Registry()).validate(value)
+    except referencing.exceptions.Unresolvable as error:
+        return AgentFailed("the output schema refers to what it does not hold", why=str(error))
+    except (ValueError, RecursionError):
         return AgentFailed("the last message is not the JSON that the output schema demands")
     except jsonschema.ValidationError as error:
         where = "/".join(str(part) for part in error.absolute_path) or "the top"
         return AgentFailed(
-            "the last message does not meet the output schema", why=f"{where}: {error.message}"
+            "the last message does not meet the output schema",
+            why=f"{where}: {error.message[:500]}",
         )
     except jsonschema.SchemaError as error:
         return AgentFailed("the output schema itself is not valid", why=error.message)

@@ -151,6 +151,8 @@ def _empty(top: int) -> None:
             if not is_dir:
                 _unlink(name, top)
                 continue
+            if _rmdir_empty(name, top):
+                continue
             child = _open_for_removal(name, top)
             try:
                 with os.scandir(child) as entries:
@@ -159,12 +161,27 @@ def _empty(top: int) -> None:
                     if not item_is_dir:
                         _unlink(item, child)
                         continue
+                    if _rmdir_empty(item, child):
+                        continue
                     os.close(_open_for_removal(item, child))
                     serial = _free_name(top, serial)
                     os.rename(item, f".gone-{serial}", src_dir_fd=child, dst_dir_fd=top)
             finally:
                 os.close(child)
             os.rmdir(name, dir_fd=top)
+
+
+def _rmdir_empty(name: str, parent: int) -> bool:
+    """Remove an empty directory, also one that is not ours to open.
+
+    The kernel's own `work` below an overlay's work directory belongs to root; its
+    parent is ours, and that is all that removing it takes.
+    """
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError:
+        return False
+    return True
 
 
 def _free_name(top: int, serial: int) -> int:

@@ -44,20 +44,19 @@ class Repository:
 
 @dataclass(frozen=True)
 class Source:
-    """A commit to run on; `describe` is for people."""
+    """A commit to run on."""
 
     commit: str
     tree: str
-    describe: str
 
 
 def open_repository(
-    path: Path, *, owners: Collection[int] | None = None, safe_directories: Collection[str] = ()
+    path: Path, *, owners: Collection[int] | None = None, user_home: Path | None = None
 ) -> Repository:
     """Find the repository that holds a path.
 
-    It must belong to one of `owners` (the caller by default) or be named in
-    `safe_directories`, the user's own values of git's `safe.directory`.
+    It must belong to one of `owners` (the caller by default), or the git
+    configuration below `user_home` must name it as a `safe.directory`.
 
     Raises:
         UsageError: No such path, no repository, no commits, or another user's.
@@ -96,7 +95,7 @@ def open_repository(
         object_format=object_format,
         repo_id=hashlib.sha256(os.fsencode(git_dir)).hexdigest()[:16],
     )
-    _check_owner(repository, owners or (os.geteuid(),), safe_directories)
+    _check_owner(repository, owners or (os.geteuid(),), user_home)
     _check_commits(repository, path)
     return repository
 
@@ -127,7 +126,15 @@ def resolve(repository: Repository, rev: str = "HEAD") -> Source:
     git_dir = repository.head_dir
     try:
         out = run_git(
-            ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}"],
+            [
+                "rev-list",
+                "--max-count=1",
+                "--no-commit-header",
+                "--format=%H %T",
+                "--end-of-options",
+                f"{rev}^{{commit}}",
+                "--",
+            ],
             git_dir=git_dir,
         )
     except GitError as error:
@@ -136,14 +143,8 @@ def resolve(repository: Repository, rev: str = "HEAD") -> Source:
         raise UsageError(
             f"no commit is called {rev!r}", why="no such revision", mend=_close_names(git_dir, rev)
         ) from error
-    commit = out.decode().strip()
-    tree = run_git(["rev-parse", "--verify", f"{commit}^{{tree}}"], git_dir=git_dir)
-    describe = run_git(["describe", "--tags", "--always", "--abbrev=12", commit], git_dir=git_dir)
-    return Source(
-        commit=commit,
-        tree=tree.decode().strip(),
-        describe=describe.decode("utf-8", "replace").strip(),
-    )
+    commit, tree = out.decode().split()
+    return Source(commit=commit, tree=tree)
 
 
 def dirty_count(repository: Repository) -> int:
@@ -176,10 +177,11 @@ def _top(head_dir: Path, inside: Path) -> Path:
     return Path(os.fsdecode(out).removesuffix("\n"))
 
 
-def _check_owner(repository: Repository, owners: Collection[int], safe: Collection[str]) -> None:
+def _check_owner(repository: Repository, owners: Collection[int], user_home: Path | None) -> None:
     for place in (repository.top, repository.git_dir, repository.head_dir):
         if place is None or place.stat().st_uid in owners:
             continue
+        safe = safe_directories(user_home) if user_home is not None else ()
         if "*" in safe or str(repository.top or repository.git_dir) in safe:
             continue
         raise UsageError(

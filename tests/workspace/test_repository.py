@@ -71,10 +71,12 @@ def test_another_users_repository_is_refused_unless_named_safe(
     assert "safe.directory" in caught.value.mend
     (tmp_path / ".gitconfig").write_text(f"[safe]\n\tdirectory = {sample.path}\n")
     assert safe_directories(tmp_path) == (str(sample.path),)
-    assert open_repository(sample.path, safe_directories=safe_directories(tmp_path))
+    assert open_repository(sample.path, user_home=tmp_path)
     assert open_repository(sample.path, owners=(0, UID))
     (tmp_path / ".gitconfig").write_text("[user]\n\tname = x\n")
     assert safe_directories(tmp_path) == ()
+    with pytest.raises(UsageError, match="another user"):
+        open_repository(sample.path, user_home=tmp_path)
 
 
 @pytest.mark.parametrize("rev", ["-x", "--all", "", "nope", "HEAD:README.md", "HEAD^9"])
@@ -91,7 +93,7 @@ def test_unknown_revision_names_close_ones(sample: Sample) -> None:
         resolve(repository, "feature/logn")
     assert "did you mean feature/login" in caught.value.mend
     assert resolve(repository, "feature/login") == resolve(repository)
-    assert resolve(repository, "v1.0").describe == "v1.0"
+    assert resolve(repository, "v1.0") == resolve(repository)
 
 
 def test_dirty_count_counts_tracked_changes_only(sample: Sample) -> None:
