@@ -15,6 +15,7 @@ from runner.cli.wiring import (
     Settings,
     echo_json,
     json_option,
+    make_home,
     make_host,
     pass_settings,
     recover_lost,
@@ -54,7 +55,7 @@ _STEPS = (
 @json_option
 @pass_settings
 def demo_command(settings: Settings, keep: Path | None, as_json: bool) -> int:
-    r"""Scaffold, fixer and reviewer on a bundled sample repository; needs no key.
+    """Scaffold, fixer and reviewer on a bundled sample repository; needs no key.
 
     The real Codex CLI runs in real containers; the model is a bundled script.
     scaffold adds a feature with tests and leaves a bug, fixer repairs it, reviewer
@@ -68,6 +69,7 @@ def demo_command(settings: Settings, keep: Path | None, as_json: bool) -> int:
     from runner.demo.repository import make_repository
     from runner.model.state import EXIT_CODES
 
+    make_home(settings)
     recover_lost(settings)
     begun = time.monotonic()
     engine = EngineSoon(settings)

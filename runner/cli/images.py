@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group("images")
 def images_command() -> None:
-    r"""The images: built here, pinned by digest in images.lock, never pulled by a run.
+    """The images: built here, pinned by digest in images.lock, never pulled by a run.
 
     \b
     Examples:
@@ -34,6 +34,10 @@ def build(settings: Settings, fresh: bool) -> int:
 
     Refuses what is not the lock's: a newer Debian package is accepted once on a
     new host, then held by that host's own lock.
+
+    \b
+    Example:
+      rolebox images build
     """
     from runner.cli.progress import steps
     from runner.engine.images.build import build as build_images
@@ -67,7 +71,12 @@ def build(settings: Settings, fresh: bool) -> int:
 @click.option("--fresh", is_flag=True, help="Make the base anew instead of taking the cached one.")
 @pass_settings
 def lock(settings: Settings, shipped: bool, fresh: bool) -> int:
-    """Build, load, and accept the result as this host's lock."""
+    """Build, load, and accept the result as this host's lock.
+
+    \b
+    Example:
+      rolebox images lock --fresh
+    """
     from runner.cli.progress import steps
     from runner.engine.images.build import accept
     from runner.session.task import lock_files
@@ -92,7 +101,12 @@ def lock(settings: Settings, shipped: bool, fresh: bool) -> int:
 @json_option
 @pass_settings
 def list_images(settings: Settings, as_json: bool) -> int:
-    """The locked images, and whether the engine holds them."""
+    """The locked images, and whether the engine holds them.
+
+    \b
+    Example:
+      rolebox images list --json | jq .complete
+    """
     from runner.engine.images.lock import effective_lock
     from runner.model.errors import ImageRefused
     from runner.session.task import lock_files, machine_platform

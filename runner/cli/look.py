@@ -34,7 +34,7 @@ _DENIALS = 20
 @json_option
 @pass_settings
 def list_command(settings: Settings, limit: int, role: str | None, as_json: bool) -> int:
-    r"""The runs, newest first.
+    """The runs, newest first.
 
     \b
     Examples:
@@ -90,7 +90,7 @@ def _brief(state: RunState) -> dict[str, Any]:
 @json_option
 @pass_settings
 def show_command(settings: Settings, run: str, as_json: bool) -> int:
-    r"""One run: what it did, what it left, what was denied, where its evidence is.
+    """One run: what it did, what it left, what was denied, where its evidence is.
 
     ID may be shortened to a unique prefix; `last` is the newest run.
 
@@ -162,7 +162,7 @@ def _record(raw: bytes) -> dict[str, Any]:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
 @pass_settings
 def logs_command(settings: Settings, run: str, kind: str, follow: bool) -> int:
-    r"""A run's log, byte for byte (made inert when stdout is a terminal).
+    """A run's log, byte for byte (made inert when stdout is a terminal).
 
     \b
     Examples:
@@ -212,7 +212,7 @@ def _copy(path: Path, position: int, out: BinaryIO | _Inert) -> int:
 @click.option("--stat", is_flag=True, help="Only its size and the paths that were left out.")
 @pass_settings
 def diff_command(settings: Settings, run: str, stat: bool) -> int:
-    r"""A run's patch, as the host computed it (git format, binary safe).
+    """A run's patch, as the host computed it (git format, binary safe).
 
     \b
     Examples:

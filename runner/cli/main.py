@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -57,6 +58,17 @@ class _Lazy(click.Group):
                 raise
             raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader that went away (`… | head`) is not our error.
+
+        Said here, because click itself would end with 1 when it sees the broken pipe.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -80,7 +92,7 @@ class _Lazy(click.Group):
 @click.version_option(runner.__version__, prog_name="rolebox", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, directory: str, debug: bool) -> None:
-    r"""Run Codex CLI roles, each sealed in its own container, with evidence for everything.
+    """Run Codex CLI roles, each sealed in its own container, with evidence for everything.
 
     \b
     Examples:
@@ -128,10 +140,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
-        # The reader went away (`rolebox logs … | head`): not our error, and nothing to add.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001  the last line of defence: one message
@@ -140,16 +148,17 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _tell(error: Exception, debug: bool) -> int:
     from runner.model.errors import RoleboxError
+    from runner.report.text import inert
 
     if debug:
         import traceback
 
         traceback.print_exception(error)
     if isinstance(error, RoleboxError):
-        click.echo(f"rolebox: {error}", err=True)
+        click.echo(f"rolebox: {inert(str(error))}", err=True)
         return error.exit_code
     click.echo(
-        f"rolebox: an unexpected error ({type(error).__name__}: {error})\n"
+        f"rolebox: an unexpected error ({type(error).__name__}: {inert(str(error))})\n"
         "  mend: run it again with --debug and report what it prints",
         err=True,
     )

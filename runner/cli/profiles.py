@@ -13,7 +13,7 @@ from runner.cli.wiring import Settings, echo_json, json_option, pass_settings
 @json_option
 @pass_settings
 def profiles_command(settings: Settings, as_json: bool) -> int:
-    r"""The roles of this repository: the built-in ones and its own in .rolebox/profiles/.
+    """The roles of this repository: the built-in ones and its own in .rolebox/profiles/.
 
     \b
     Examples:

@@ -14,6 +14,7 @@ from runner.cli.wiring import (
     Settings,
     echo_json,
     json_option,
+    make_home,
     make_host,
     note,
     pass_settings,
@@ -109,7 +110,7 @@ _codex_options = _options(
 def run_command(
     settings: Settings, /, role: str, dry_run: bool, as_json: bool, **options: Any
 ) -> int:
-    r"""One sealed run of ROLE with PROMPT.
+    """One sealed run of ROLE with PROMPT.
 
     PROMPT `-` reads standard input. The tree is read-only unless --write leases
     paths of it. Without --model-script the live model is asked, with OPENAI_API_KEY.
@@ -134,7 +135,7 @@ def run_command(
 @click.argument("argv", nargs=-1, required=True, metavar="-- CMD…")
 @pass_settings
 def exec_command(settings: Settings, /, role: str, argv: tuple[str, ...], **options: Any) -> int:
-    r"""CMD in the same sealed container, with the same controls and evidence.
+    """CMD in the same sealed container, with the same controls and evidence.
 
     Standard output, standard error and the exit code are CMD's.
 
@@ -155,7 +156,7 @@ def exec_command(settings: Settings, /, role: str, argv: tuple[str, ...], **opti
 @json_option
 @pass_settings
 def plan_command(settings: Settings, /, role: str, as_json: bool, **options: Any) -> int:
-    r"""Print the plan that `rolebox run` would execute; start nothing.
+    """Print the plan that `rolebox run` would execute; start nothing.
 
     \b
     Examples:
@@ -170,6 +171,7 @@ def _prepare(settings: Settings, role: str, options: dict[str, Any]) -> Prepared
     from runner.session.task import prepare_task
 
     request = _request(settings, role, options)
+    make_home(settings)
     prepared = prepare_task(request, settings.home, settings.env)
     if prepared.dirty:
         note(

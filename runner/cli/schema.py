@@ -10,7 +10,7 @@ from runner.cli.wiring import echo_json
 @click.command("schema")
 @click.argument("name", type=click.Choice(["provenance", "plan", "state"]))
 def schema_command(name: str) -> int:
-    r"""Print a JSON Schema (2020-12).
+    """Print a JSON Schema (2020-12).
 
     \b
     Example:

@@ -50,6 +50,29 @@ class Settings:
 
 pass_settings = click.make_pass_decorator(Settings)
 
+
+def make_home(settings: Settings) -> None:
+    """Make ROLEBOX_HOME, if it is not there.
+
+    Raises:
+        UsageError: It cannot be made, is no folder, or cannot be written.
+    """
+    from runner.model.errors import UsageError
+
+    home, why = settings.home, "it is not writable"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(home, os.W_OK | os.X_OK):
+            return
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise UsageError(
+        f"the state folder {home} cannot be used",
+        why=why,
+        mend="set ROLEBOX_HOME to a folder of your own",
+    )
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr."
 )
