@@ -145,7 +145,9 @@ def denials(folder: RunFolder) -> list[str]:
             record = _record(raw)
             if record.get("decision") == "denied":
                 lines.append(denial_line(record))
-    return lines[:_DENIALS]
+            if len(lines) == _DENIALS:
+                break
+    return lines
 
 
 def _record(raw: bytes) -> dict[str, Any]:

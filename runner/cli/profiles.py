@@ -21,6 +21,7 @@ def profiles_command(settings: Settings, as_json: bool) -> int:
       rolebox profiles --json | jq '.profiles[] | {role, access}'
     """
     from runner.planning.profiles import load_role, role_names
+    from runner.report.text import one_line
     from runner.resources import profiles_dir
 
     own = Path(settings.directory) / ".rolebox" / "profiles"
@@ -48,7 +49,8 @@ def profiles_command(settings: Settings, as_json: bool) -> int:
     for role in roles:
         profile = role.profile
         may = "may write within a lease" if profile.access == "write" else "reads only"
-        click.echo(f"{role.name:<12} {may:<26} {profile.model.name:<16} {profile.description}")
+        what = one_line(f"{profile.model.name:<16} {profile.description}", 100)
+        click.echo(f"{role.name:<12} {may:<26} {what}")
         for item in role.loosened:
-            click.echo(f"{'':<12} loosens {item}")
+            click.echo(f"{'':<12} loosens {one_line(item, 100)}")
     return 0

@@ -23,6 +23,7 @@ from runner.cli.wiring import (
 )
 
 if TYPE_CHECKING:
+    from runner.model.state import Failure
     from runner.session.task import Prepared, Request
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -262,11 +263,13 @@ def execute(settings: Settings, prepared: Prepared, engine: EngineSoon, as_json:
     return EXIT_CODES[state.status]
 
 
-def _tell_failure(failure: Any) -> None:
-    note(f"rolebox: {failure.what}")
-    for word in ("why", "mend"):
-        if text := getattr(failure, word):
-            note(f"  {word}: {text}")
+def _tell_failure(failure: Failure) -> None:
+    from runner.report.text import inert
+
+    note(f"rolebox: {inert(failure.what)}")
+    for word, text in (("why", failure.why), ("mend", failure.mend)):
+        if text:
+            note(f"  {word}: {inert(text)}")
 
 
 def _print_plan(prepared: Prepared, as_json: bool) -> None:

@@ -21,7 +21,7 @@ Stream = Literal["stdout", "stderr"]
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Facts about the engine, as far as a record needs them."""
+    """Facts about the engine, as far as a record needs them; `root` is its data folder."""
 
     id: str
     name: str
@@ -34,6 +34,7 @@ class EngineInfo:
     runtime: str
     rootless: bool
     security: tuple[str, ...]
+    root: str = ""
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,7 @@ class DockerEngine:
                 runtime=raw.get("DefaultRuntime", ""),
                 rootless=any("rootless" in item for item in security),
                 security=security,
+                root=raw.get("DockerRootDir", ""),
             )
         return self._info
 

@@ -173,6 +173,14 @@ class RunStore:
         (self._live / folder.id).unlink(missing_ok=True)
         lock.release()
 
+    def live(self) -> Iterator[RunFolder]:
+        """Yield the folders of runs that are not over yet, dead roleboxes' included."""
+        if self._live.is_dir():
+            for name in sorted(filter(is_run_id, (path.name for path in self._live.iterdir()))):
+                folder = RunFolder(self.runs / name)
+                if folder.path.is_dir():
+                    yield folder
+
     def has_orphans(self) -> bool:
         """Tell cheaply whether any run is marked as live, by us or by another process."""
         return self._live.is_dir() and any(self._live.iterdir())

@@ -49,6 +49,8 @@ PROTECTED: tuple[str, ...] = (
     "Jenkinsfile",
     ".rolebox",
     ".gitmodules",
+    ".gitattributes",
+    "CODEOWNERS",
     ".githooks",
     ".husky",
     "lefthook.yml",

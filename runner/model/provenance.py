@@ -55,6 +55,7 @@ class EngineRecord(Frozen):
     runtime: str
     rootless: bool
     security: tuple[str, ...]
+    root: str
 
 
 class HashesRecord(Frozen):

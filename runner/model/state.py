@@ -77,6 +77,7 @@ class RunState(Frozen):
     updated: str
     prompt: str = ""
     repository: str = ""
+    repo_id: str = ""
     commit: str = ""
     lease: tuple[str, ...] = ()
     parent: str | None = None

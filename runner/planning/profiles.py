@@ -111,6 +111,12 @@ def load_role(name: str, builtin: Path, own: Path | None = None) -> Role:
             why=f"it says {base!r}; the built-in roles are {', '.join(known)}",
             mend='start the file with: extends = "reviewer"',
         )
+    if base != name and (builtin / name / "profile.toml").is_file():
+        raise UsageError(
+            f"{own_folder / 'profile.toml'}: a role called {name!r} must extend {name!r}",
+            why=f"{name} is a built-in role, and nobody asking for it means {base}",
+            mend="give your role a name of its own",
+        )
     child = _assemble(name, [builtin / base, own_folder], builtin)
     parent = _assemble(base, [builtin / base], builtin)
     loosened = (*loosenings(parent.profile, child.profile), *_loosened_files(parent, child))
@@ -132,13 +138,14 @@ def _refuse_links(folder: Path) -> None:
 def _loosened_files(base: Role, child: Role) -> tuple[str, ...]:
     """Name what a role sets otherwise in Codex's configuration, or demands by another schema.
 
-    Nobody can order two values of Codex's own keys, so each change of one counts.
+    Nobody can order two values of Codex's own keys, so each change of one counts,
+    and each new one (an MCP server is a program).
     """
     old, new = dict(_leaves(base.config)), dict(_leaves(child.config))
     found = [
-        f"config.{key}: {value} -> {new.get(key)}"
-        for key, value in old.items()
-        if new.get(key) != value
+        f"config.{key}: {old.get(key)} -> {new.get(key)}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
     ]
     same_name = base.profile.output_schema == child.profile.output_schema
     if base.schema is not None and same_name and child.schema != base.schema:

@@ -118,6 +118,7 @@ class AgentProcess:
         self._recorder = recorder
         self._stderr = stderr
         self._stderr_room = stderr_limit
+        self._stderr_cut = False
         self._controls_file = controls_file
         self._output = output
         self._started = started
@@ -161,6 +162,7 @@ class AgentProcess:
         kept = data[: max(self._stderr_room, 0)]
         self._stderr.write(kept)
         self._stderr_room -= len(kept)
+        self._stderr_cut = self._stderr_cut or len(kept) < len(data)
         if self.gone:
             self._output("stderr", data)
 
@@ -189,6 +191,11 @@ class AgentProcess:
         self.gone = True
         self._started()
         self._attachment.write(GO)
+
+    @property
+    def stderr_truncated(self) -> bool:
+        """Tell whether more came on stderr than was kept."""
+        return self._stderr_cut
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the reader; False if it still reads."""

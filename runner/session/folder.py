@@ -41,6 +41,7 @@ def first_state(run: str, prepared: Prepared, started: datetime, pid: int) -> Ru
         updated=moment,
         prompt=prompt[:500],
         repository=str(prepared.repository.top or prepared.repository.git_dir),
+        repo_id=prepared.repository.repo_id,
         commit=plan.source.commit,
         lease=plan.lease,
         parent=prepared.parent,

@@ -114,6 +114,7 @@ class GatewayLog:
         egress: Decisions; one line each.
         model: Exchanges and everything else that it said.
         listener: Called with each report.
+        limit: Bytes of audit that are kept; an agent that asks for more ends its run.
     """
 
     def __init__(
@@ -121,6 +122,8 @@ class GatewayLog:
         egress: BinaryIO,
         model: BinaryIO,
         listener: Callable[[Mapping[str, Any]], None] = lambda report: None,
+        *,
+        limit: int = 1 << 40,
     ) -> None:
         self.totals = GatewayTotals()
         self.invalid = 0
@@ -128,6 +131,7 @@ class GatewayLog:
         self._model = model
         self._listener = listener
         self._rest = b""
+        self._room = limit
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the gateway's output."""
@@ -148,6 +152,9 @@ class GatewayLog:
             self.invalid += 1
             return
         sink = self._egress if report.get("kind") == "egress" else self._model
+        self._room -= len(line)
+        if self._room < 0:
+            raise InfrastructureError("its audit is larger than the limit keeps")
         sink.write(line + b"\n")
         sink.flush()
         try:

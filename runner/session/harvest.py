@@ -125,6 +125,9 @@ def harvest_patch(
     except RoleboxError as error:
         findings.missing.append(f"patch: {error.what} ({error.why})")
         return
+    except FileNotFoundError:
+        findings.missing.append("patch: the workspace is gone")
+        return
     if not result.complete:
         findings.missing.append("patch: a limit was met, so no patch was made of a part")
     if result.omitted:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runner.engine.api import Engine
-from runner.evidence.events import EventRecorder
+from runner.evidence.events import EventRecorder, EventSummary
 from runner.evidence.store import RunFolder, RunLock, RunStore
 from runner.model.errors import EvidenceError, InfrastructureError, RoleboxError
 from runner.model.plan import RunPlan
@@ -62,6 +62,10 @@ def recover(
                 recovered.append(folder.id)
         except RoleboxError as error:
             failures.append(error)
+        except (OSError, ValueError, RecursionError) as error:
+            failures.append(
+                EvidenceError(f"run {folder.id} cannot be completed", why=repr(error)[:200])
+            )
         finally:
             lock.release()
     if failures:
@@ -141,43 +145,63 @@ def _take_from_engine(engine: Engine, folder: RunFolder, findings: Findings) -> 
 def _take_streams(
     engine: Engine, container: str, folder: RunFolder, findings: Findings, limit: int
 ) -> None:
-    """Replace the streams by the engine's copy, which goes on where ours was cut off."""
+    """Go on where our own copy was cut off, with the engine's.
+
+    What was recorded live stands: the engine drops the start of a long log, and what is
+    left of it may be the agent's words in the supervisor's form. So the engine's copy
+    counts only where it begins with ours.
+    """
     assert findings.controls is not None
-    rest = engine.logs(container, "stdout", limit)
-    controls = bytearray()
-    while not findings.controls.finished and rest:
-        line, _, rest = rest.partition(b"\n")
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            findings.controls.take(record)
-            controls += line + b"\n"
-    if controls:
-        folder.write("controls.jsonl", bytes(controls))
-    with (folder.path / "events.jsonl").open("wb") as sink:
-        typed = findings.plan.command.kind == "codex"
-        recorder = EventRecorder(sink, limit=limit, typed=typed)
-        recorder.feed(rest)
-        findings.events = recorder.finish()
-    folder.write("stderr.log", engine.logs(container, "stderr", limit))
+    own = _bytes(folder, "controls.jsonl")
+    _take_controls(own, findings)
+    copy = engine.logs(container, "stdout", limit)
+    if not findings.controls.finished:
+        # Without our word `go` nothing of the agent ran: all of this is the supervisor's.
+        _take_controls(copy[len(own) :], findings)
+        folder.write("controls.jsonl", copy)
+    elif copy.startswith(own):
+        _append_rest(folder, "events.jsonl", copy[len(own) :], findings)
+    else:
+        findings.missing.append("events: the engine's copy has lost its start; ours stands")
+    _append_rest(folder, "stderr.log", engine.logs(container, "stderr", limit), findings)
+    findings.events = _read_events(folder, findings, limit)
+
+
+def _take_controls(lines: bytes, findings: Findings) -> None:
+    assert findings.controls is not None
+    for line in lines.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(record := json.loads(line), dict):
+                findings.controls.take(record)
+
+
+def _append_rest(folder: RunFolder, name: str, copy: bytes, findings: Findings) -> None:
+    own = _bytes(folder, name)
+    if not copy.startswith(own):
+        findings.missing.append(f"{name}: the engine's copy is another; ours stands")
+    elif len(copy) > len(own):
+        folder.write(name, copy)
+
+
+def _read_events(folder: RunFolder, findings: Findings, limit: int) -> EventSummary:
+    typed = findings.plan.command.kind == "codex"
+    recorder = EventRecorder(io.BytesIO(), limit=limit, typed=typed)
+    recorder.feed(_bytes(folder, "events.jsonl"))
+    return recorder.finish()
 
 
 def _take_own_copy(folder: RunFolder, findings: Findings, limit: int) -> None:
     """Read what the run itself wrote, where the engine holds nothing (any more)."""
-    assert findings.controls is not None
-    for line in _bytes(folder, "controls.jsonl").splitlines():
-        with contextlib.suppress(ValueError):
-            findings.controls.take(json.loads(line))
-    typed = findings.plan.command.kind == "codex"
-    recorder = EventRecorder(io.BytesIO(), limit=limit, typed=typed)
-    recorder.feed(_bytes(folder, "events.jsonl"))
-    findings.events = recorder.finish()
+    _take_controls(_bytes(folder, "controls.jsonl"), findings)
+    findings.events = _read_events(folder, findings, limit)
+    findings.gateway = _own_gateway_log(folder).totals
+    findings.missing.append("exit: the container was gone, and its exit code with it")
+
+
+def _own_gateway_log(folder: RunFolder) -> GatewayLog:
     log = GatewayLog(io.BytesIO(), io.BytesIO())
     log.feed(_bytes(folder, "egress.jsonl") + _bytes(folder, "model.jsonl"))
-    findings.gateway = log.totals
-    findings.missing.append("exit: the container was gone, and its exit code with it")
+    return log
 
 
 def _bytes(folder: RunFolder, name: str) -> bytes:
@@ -190,13 +214,18 @@ def _bytes(folder: RunFolder, name: str) -> bytes:
 def _take_gateway(
     engine: Engine, container: str, folder: RunFolder, findings: Findings, limit: int
 ) -> None:
-    with (
-        (folder.path / "egress.jsonl").open("wb") as egress,
-        (folder.path / "model.jsonl").open("wb") as model,
-    ):
-        log = GatewayLog(egress, model)
-        log.feed(engine.logs(container, "stdout", limit))
-        findings.gateway = log.totals
+    copy = engine.logs(container, "stdout", limit)
+    if b'"seq":0,' in copy.partition(b"\n")[0]:
+        with (
+            (folder.path / "egress.jsonl").open("wb") as egress,
+            (folder.path / "model.jsonl").open("wb") as model,
+        ):
+            log = GatewayLog(egress, model)
+            log.feed(copy)
+    else:
+        log = _own_gateway_log(folder)
+        findings.missing.append("egress: the engine's copy has lost its start; ours stands")
+    findings.gateway = log.totals
     if not findings.gateway.stopped:
         findings.missing.append("egress: the gateway did not confirm its last record")
 

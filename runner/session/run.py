@@ -10,8 +10,6 @@ noted beside the first failure and never hides it.
 from __future__ import annotations
 
 import os
-import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +27,7 @@ from runner.log import debug
 from runner.model.errors import (
     ImageRefused,
     InfrastructureError,
-    Interrupted,
     RoleboxError,
-    TimedOut,
 )
 from runner.model.ids import new_run_id, rfc3339
 from runner.model.state import RunState, Status
@@ -54,16 +50,16 @@ from runner.session.harvest import (
     remember_areas,
     remove_containers,
 )
+from runner.session.leases import exclusive
 from runner.session.observer import Observer, Stop
 from runner.session.record import Findings, close_run
 from runner.session.task import Prepared
 from runner.session.verdict import verdict
+from runner.session.watch import CONTROLS_WAIT_S, Watch, stop_agent
 from runner.workspace.prepare import Overlay, Workspace, prepare
 from runner.workspace.store import checkout
 
-_CONTROLS_WAIT_S = 60.0
 _END_WAIT_S = 15.0
-_POLL_S = 0.5
 _MIB = 1 << 20
 
 
@@ -119,7 +115,8 @@ class _Run:
         )
         self.state = first_state(self.names.run, prepared, started, os.getpid())
         self.store = RunStore(host.home)
-        self.folder, self.lock = self.store.create(self.state, first_files(prepared.planned))
+        with exclusive(self.store, prepared.store, prepared.lease):
+            self.folder, self.lock = self.store.create(self.state, first_files(prepared.planned))
         self.collected = False
         self.workspace: Workspace | None = None
         self.gateway: GatewayProcess | None = None
@@ -192,6 +189,7 @@ class _Run:
             files.enter_context(self._open("egress.jsonl")),
             files.enter_context(self._open("model.jsonl")),
             self.observer.gateway,
+            limit=self.plan.limits.evidence_mb * _MIB,
         )
         self.findings.gateway = log.totals
         signals = self.stop.signals
@@ -213,7 +211,7 @@ class _Run:
         thread.start()
 
         def wait() -> None:
-            thread.join(_CONTROLS_WAIT_S)
+            thread.join(CONTROLS_WAIT_S)
             if thread.is_alive():  # it does not read its configuration
                 problem.append(InfrastructureError("the run's gateway does not read"))
                 signals.put("gateway-ended")
@@ -284,76 +282,22 @@ class _Run:
         self.agent.start()
 
     def _watch(self) -> None:
-        """Wait for the end; a stop, the time, the gateway's end or a full disk bring it about."""
-        agent, gateway = self.agent, self.gateway
-        assert agent is not None
-        assert gateway is not None
-        deadline = time.monotonic() + _CONTROLS_WAIT_S
-        timed = False
-        while True:
-            if agent.gone and not timed:
-                timed, deadline = True, time.monotonic() + self.plan.limits.timeout_s
-            left = deadline - time.monotonic()
-            if left <= 0:
-                self._give_up(self._too_late(timed))
-                return
-            try:
-                signal = self.stop.signals.get(timeout=min(_POLL_S, left))
-            except queue.Empty:
-                if (lack := self._disk_lack()) is not None:
-                    self._give_up(lack)
-                    return
-                continue
-            if signal == "agent-ended":
-                return
-            if signal == "stop":
-                self._give_up(Interrupted("the run was interrupted", why="by the person's wish"))
-                return
-            if gateway.problem is not None or agent.gone:
-                self._give_up(
-                    InfrastructureError(
-                        "the run's gateway ended before the run did",
-                        why=gateway.problem or "its container was stopped or killed",
-                    )
-                )
-                return
-            self._give_up(InfrastructureError("the run's gateway did not start"))
-            return
-
-    def _too_late(self, started: bool) -> RoleboxError:
-        if not started:
-            return InfrastructureError(
-                "the controls were not done in time", why=f"waited {_CONTROLS_WAIT_S:.0f} s"
-            )
-        return TimedOut(
-            f"the run did not end within {self.plan.limits.timeout_s:g} s",
-            mend="give it more with --timeout, or a smaller task",
-        )
-
-    def _disk_lack(self) -> RoleboxError | None:
-        free = shutil.disk_usage(self.folder.path).free
-        if free >= self.host.min_free_bytes:
-            return None
-        return InfrastructureError(
-            f"the run was stopped: {free // _MIB} MiB of disk are left under {self.host.home}",
-            mend="free some space; see: rolebox gc",
-        )
-
-    def _give_up(self, failure: RoleboxError) -> None:
-        """Stop the agent politely, then by force; `failure` is why."""
-        self.failure = self.failure or failure
-        debug("stopping the agent", run=self.names.run, why=failure.what)
         assert self.agent is not None
-        engine, container = self.host.engine, self.agent.container
-        grace = self.plan.limits.grace_s
-        for name, wait in (("SIGINT", grace), ("SIGTERM", grace / 2), ("SIGKILL", grace)):
-            if name != "SIGKILL" and self.stop.level > 1:
-                continue
-            engine.signal(container, name)
-            end = time.monotonic() + wait
-            while time.monotonic() < end and (self.stop.level < 2 or name == "SIGKILL"):
-                if self.agent.join(0.05):
-                    return
+        assert self.gateway is not None
+        assert self.findings.engine is not None
+        root = self.findings.engine.root
+        failure = Watch(
+            self.agent,
+            self.gateway,
+            self.stop,
+            self.plan.limits.timeout_s,
+            (self.folder.path, *((Path(root),) if root else ())),
+            self.host.min_free_bytes,
+        ).until_end()
+        if failure is not None:
+            self.failure = self.failure or failure
+            debug("stopping the agent", run=self.names.run, why=failure.what)
+            stop_agent(self.host.engine, self.agent, self.stop, self.plan.limits.grace_s)
 
     def _settle(self) -> None:
         """Wait for the exit status and for the gateway's last words."""
@@ -411,6 +355,10 @@ class _Run:
             missing.append("egress: the gateway did not confirm its last record")
         if self.gateway is not None and self.gateway.log.invalid:
             missing.append(f"egress: {self.gateway.log.invalid} lines were no reports")
+        if self.findings.events.truncated:
+            missing.append("events: more was printed than the limit keeps")
+        if self.agent is not None and self.agent.stderr_truncated:
+            missing.append("stderr: more was printed than the limit keeps")
 
     def _collect(self) -> None:
         assert self.agent is not None

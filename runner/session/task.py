@@ -141,7 +141,9 @@ def prepare_task(request: Request, home: Path, env: Mapping[str, str]) -> Prepar
         facts=facts,
         lease=lease,
         workspace=spec,
-        dirty=dirty_count(repository) if request.ref == "HEAD" and not request.after else 0,
+        dirty=dirty_count(repository, store.git_dir, source.commit)
+        if request.ref == "HEAD" and not request.after
+        else 0,
         parent=parent.id if parent else None,
         agents=agents_digests(store, source.commit),
     )

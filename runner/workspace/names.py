@@ -29,9 +29,12 @@ def fold(name: str) -> str:
 
 
 def is_dotgit(name: bytes) -> bool:
-    """Say whether some file system would take this component for `.git`."""
-    folded = fold(text(name).partition(":")[0])
-    return folded in {".git", "git~1"}
+    """Say whether some file system would take this component, or a part of it, for `.git`.
+
+    Windows parts a name at a backslash, and a colon begins a stream of the file.
+    """
+    parts = text(name).split("\\")
+    return any(fold(part.partition(":")[0]) in {".git", "git~1"} for part in parts)
 
 
 def text(path: bytes) -> str:

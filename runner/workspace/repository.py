@@ -24,7 +24,7 @@ class Repository:
     """Where a repository keeps its parts.
 
     Attributes:
-        top: The working tree's root; None for a bare repository.
+        top: The working tree's root; None for a store of rolebox's own.
         git_dir: The common directory: objects and refs.
         head_dir: The directory with this worktree's HEAD; `git_dir` unless linked.
         object_format: "sha1" or "sha256".
@@ -71,7 +71,6 @@ def open_repository(
                 "safe.directory=*",
                 "rev-parse",
                 "--path-format=absolute",
-                "--is-bare-repository",
                 "--show-object-format",
                 "--git-common-dir",
                 "--absolute-git-dir",
@@ -85,8 +84,9 @@ def open_repository(
         raise UsageError(
             f"{path} is not in a git repository", why=error.why, mend="run `git init`, or use -C"
         ) from error
-    bare, object_format, common, head = os.fsdecode(out).rstrip("\n").split("\n")
-    top = None if bare == "true" else _top(Path(head), real)
+    object_format, common, head = os.fsdecode(out).rstrip("\n").split("\n")
+    _refuse_git_directory(Path(head), real)
+    top = _top(real)
     git_dir = Path(common).resolve()
     repository = Repository(
         top=top,
@@ -147,30 +147,46 @@ def resolve(repository: Repository, rev: str = "HEAD") -> Source:
     return Source(commit=commit, tree=tree)
 
 
-def dirty_count(repository: Repository) -> int:
-    """Count tracked files that differ from HEAD; such changes are not part of a run."""
-    if repository.top is None:
+def dirty_count(repository: Repository, store_git_dir: Path, commit: str) -> int:
+    """Count tracked files that differ from a commit; such changes are not part of a run.
+
+    Asked in the store, with the user's index and work tree: in the repository itself
+    git would run the filters that its configuration names. A file whose bytes a
+    filter or a line ending changes counts only when its time or size says so too.
+    """
+    index = repository.head_dir / "index"
+    if repository.top is None or not index.is_file():
         return 0
     out = run_git(
         [
-            "status",
-            "--porcelain=v1",
-            "-z",
-            "-uno",
-            "--no-renames",
-            "--ignore-submodules=dirty",
+            *("diff", "--name-only", "-z", "--no-ext-diff", "--no-textconv", "--no-renames"),
+            *("--ignore-submodules=all", commit, "--"),
         ],
-        git_dir=repository.head_dir,
+        git_dir=store_git_dir,
         work_tree=repository.top,
         cwd=repository.top,
+        env={"GIT_INDEX_FILE": str(index)},
     )
     return out.count(b"\0")
 
 
-def _top(head_dir: Path, inside: Path) -> Path:
-    """Return the working tree's root, asked for from within it or from within `.git`."""
-    if inside == head_dir or head_dir in inside.parents:
-        return head_dir.parent
+def _refuse_git_directory(head_dir: Path, inside: Path) -> None:
+    """Refuse a place within a git directory, bare repositories included.
+
+    Ordinary files of a repository can pose as a git directory (HEAD, objects, refs,
+    config), and their configuration would then be somebody else's programs
+    (git's own answer to this is safe.bareRepository = explicit).
+    """
+    git_dir = head_dir.resolve()
+    if inside == git_dir or git_dir in inside.parents:
+        raise UsageError(
+            f"{inside} lies in a git directory, not in a work tree",
+            why="files of a repository can pose as one, with a configuration of their own",
+            mend="name a clone's work tree with -C",
+        )
+
+
+def _top(inside: Path) -> Path:
     out = run_git(
         ["-c", "safe.directory=*", "rev-parse", "--show-toplevel"], git_dir=None, cwd=inside
     )

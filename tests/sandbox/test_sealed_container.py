@@ -224,7 +224,7 @@ def test_sealed_container_passes_every_control_and_runs_the_command(
     assert (code, output) == (0, b"the prompt\n1000\n")
     assert (tree / "work/lease/out").read_text() == "written\n"
     assert (tree / "work/AGENTS.md").read_text() == "text\n"
-    assert not list(tree.rglob(".rolebox-probe"))
+    assert not list(tree.rglob(".rolebox-probe*"))
 
 
 def test_each_control_sees_the_seal_that_is_missing_and_nothing_starts(
@@ -243,4 +243,4 @@ def test_each_control_sees_the_seal_that_is_missing_and_nothing_starts(
     assert observed == dict.fromkeys(controls, "works")
     assert (code, output) == (3, b"")
     assert not (tree / "work/lease/out").exists()
-    assert not list(tree.rglob(".rolebox-probe"))
+    assert not list(tree.rglob(".rolebox-probe*"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from runner.workspace.repository import (
     resolve,
     safe_directories,
 )
+from runner.workspace.store import open_store
 
 from .conftest import UID, Sample, make_sample, sh
 
@@ -25,7 +27,6 @@ def test_subdirectory_git_directory_and_linked_worktree_are_one_repository(
     main = open_repository(sample.path)
     assert main.top == sample.path
     assert open_repository(sample.path / "src" / "deep") == main
-    assert open_repository(sample.path / ".git").top == sample.path
     linked = open_repository(tmp_path / "linked" / "src")
     assert linked.top == tmp_path / "linked"
     assert (linked.git_dir, linked.repo_id) == (main.git_dir, main.repo_id)
@@ -33,12 +34,38 @@ def test_subdirectory_git_directory_and_linked_worktree_are_one_repository(
     assert resolve(linked, "main") == resolve(main)
 
 
-def test_bare_repository_is_fine(sample: Sample, tmp_path: Path) -> None:
+def test_a_place_within_a_git_directory_is_refused(sample: Sample, tmp_path: Path) -> None:
     sample.git("clone", "-q", "--bare", str(sample.path), str(tmp_path / "bare.git"))
-    bare = open_repository(tmp_path / "bare.git")
-    assert bare.top is None
-    assert dirty_count(bare) == 0
-    assert resolve(bare).commit == sample.git("rev-parse", "HEAD").strip()
+    for place in (tmp_path / "bare.git", sample.path / ".git", sample.path / ".git" / "refs"):
+        with pytest.raises(UsageError, match="git directory"):
+            open_repository(place)
+    assert open_repository(sample.path / "src").top == sample.path
+
+
+def test_files_that_pose_as_a_repository_run_nothing(sample: Sample, tmp_path: Path) -> None:
+    """A clone's ordinary files: vendor/x is a git directory whose filter is a program."""
+    canary = tmp_path / "canary"
+    fake = sample.path / "vendor" / "x"
+    subprocess.run(["git", "init", "-q", "--bare", str(fake)], check=True)
+    config = f'[core]\n\tbare = false\n\tworktree = ..\n[filter "e"]\n\tclean = touch {canary}\n'
+    (fake / "config").write_text(config)
+    (sample.path / "vendor" / ".gitattributes").write_text("* filter=e\n")
+    with pytest.raises(UsageError, match="git directory"):
+        open_repository(fake)
+    assert not canary.exists()
+
+
+def test_counting_changes_runs_no_filter_of_the_repository(sample: Sample, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    sample.git("config", "filter.e.clean", f"touch {canary}; cat")
+    sample.git("config", "core.fsmonitor", f"touch {canary}")
+    sample.write({".git/info/attributes": "* filter=e\n", "src/a.py": "other text"})
+    repository = open_repository(sample.path)
+    store = open_store(tmp_path / "home", repository)
+    assert dirty_count(repository, store.git_dir, resolve(repository).commit) == 1
+    assert not canary.exists()
+    sample.git("status")
+    assert canary.exists(), "the planted filter would have run"
 
 
 def test_sha256_repository(tmp_path: Path) -> None:
@@ -96,13 +123,14 @@ def test_unknown_revision_names_close_ones(sample: Sample) -> None:
     assert resolve(repository, "v1.0") == resolve(repository)
 
 
-def test_dirty_count_counts_tracked_changes_only(sample: Sample) -> None:
+def test_dirty_count_counts_tracked_changes_only(sample: Sample, tmp_path: Path) -> None:
     repository = open_repository(sample.path)
-    assert dirty_count(repository) == 0
+    store = open_store(tmp_path / "home", repository)
+    assert dirty_count(repository, store.git_dir, resolve(repository).commit) == 0
     sample.write({"src/a.py": "changed", "README.md": "changed", "untracked": "x"})
     sample.git("add", "README.md")
     (sample.path / "src/b.py").unlink()
-    assert dirty_count(repository) == 3
+    assert dirty_count(repository, store.git_dir, resolve(repository).commit) == 3
 
 
 def test_no_program_of_the_repositorys_configuration_runs(sample: Sample, tmp_path: Path) -> None:
@@ -120,7 +148,8 @@ def test_no_program_of_the_repositorys_configuration_runs(sample: Sample, tmp_pa
     hook.chmod(0o755)
     sample.write({"src/a.py": "changed"})
     repository = open_repository(sample.path / "src")
-    assert dirty_count(repository) == 1
+    store = open_store(tmp_path / "home", repository)
+    assert dirty_count(repository, store.git_dir, resolve(repository).commit) == 1
     resolve(repository)
     assert not ran.exists()
 
