@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -25,8 +24,8 @@ from runner.engine.endpoint import resolve_endpoint
 from runner.evidence.events import EventRecorder
 from runner.evidence.store import RunStore
 from runner.model.pins import Pins
-from runner.planning.containers import agent_container
 from runner.model.profile import Limits
+from runner.planning.containers import agent_container
 from runner.resources import profiles_dir
 from runner.session.task import load_pins, load_seccomp
 
@@ -130,14 +129,8 @@ def _help() -> None:
 
 
 def _stream(pins: Pins) -> None:
+    """Print typed lines a second, from a container that only prints, to disk."""
     engine = DockerEngine.connect(resolve_endpoint(os.environ))
-    plain = _lines_a_second(engine, pins, lambda sink: sink)
-    print(f"event stream, container to disk            {plain:7.0f} lines/s, typed")
-
-
-def _lines_a_second(
-    engine: DockerEngine, pins: Pins, unused: Callable[[object], object]
-) -> float:
     seccomp = load_seccomp()["agent"]
     spec = agent_container(
         image=pins.agent_image,
@@ -167,7 +160,7 @@ def _lines_a_second(
             rates.append(LINES / seconds)
         finally:
             engine.remove(container)
-    return statistics.median(rates)
+    print(f"event stream, container to disk            {statistics.median(rates):7.0f} lines/s")
 
 
 if __name__ == "__main__":

@@ -59,15 +59,12 @@ class _Lazy(click.Group):
             raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a reader that went away (`… | head`) is not our error.
+        # Here, because click itself ends with 1 when it sees a broken pipe.
+        from runner.cli.wiring import reader_may_leave
 
-        Said here, because click itself would end with 1 when it sees the broken pipe.
-        """
-        try:
+        with reader_may_leave():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        return 0
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -18,6 +18,7 @@ from runner.cli.wiring import (
     make_host,
     note,
     pass_settings,
+    reader_may_leave,
     recover_lost,
     stoppable,
 )
@@ -251,15 +252,16 @@ def execute(settings: Settings, prepared: Prepared, engine: EngineSoon, as_json:
     from runner.cli.look import run_document, summary_line
 
     folder = settings.store.find(state.id)
-    if as_json:
-        echo_json(run_document(folder))
-    else:
-        message = folder.path / "last-message.md"
-        if message.is_file():
-            from runner.report.text import inert
+    with reader_may_leave():  # the exit code is the run's all the same
+        if as_json:
+            echo_json(run_document(folder))
+        else:
+            message = folder.path / "last-message.md"
+            if message.is_file():
+                from runner.report.text import inert
 
-            click.echo(inert(message.read_text(encoding="utf-8", errors="replace")))
-        note(summary_line(folder))
+                click.echo(inert(message.read_text(encoding="utf-8", errors="replace")))
+            note(summary_line(folder))
     return EXIT_CODES[state.status]
 
 

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,15 @@ def echo_json(value: Any) -> None:
 def note(text: str) -> None:
     """Tell a person something beside the result."""
     click.echo(text, err=True)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print while somebody reads; a reader that went away (`… | head`) is not our error."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def connect(settings: Settings) -> DockerEngine:

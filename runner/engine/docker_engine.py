@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -35,14 +34,13 @@ from runner.engine.api import (
     RunObjects,
     Stream,
 )
+from runner.engine.docker_stream import DockerAttachment
 from runner.engine.endpoint import Endpoint
 from runner.log import debug
 from runner.model.errors import EngineUnavailable, InfrastructureError
 from runner.model.plan import ContainerSpec
 
 _MINIMUM_API = (1, 41)  # Docker 20.10
-_HEADER = struct.Struct(">BxxxL")
-_RECEIVE = 1 << 18
 _CALL_TIMEOUT_S = 60
 
 _T = TypeVar("_T")
@@ -64,69 +62,6 @@ def _call(what: str, function: Callable[[], _T]) -> _T:
             why=type(error).__name__,
             mend="is it running? `docker version` tells",
         ) from None
-
-
-class _DockerAttachment:
-    """The hijacked connection of one attach call."""
-
-    def __init__(self, holder: Any) -> None:
-        self._holder = holder  # keeps the HTTP response, and so the socket, alive
-        self._socket: socket.socket = getattr(holder, "_sock", holder)
-        self._socket.settimeout(None)
-
-    def write(self, data: bytes) -> None:
-        try:
-            self._socket.sendall(data)
-        except OSError as error:
-            raise InfrastructureError(
-                "the container's input is closed", why=type(error).__name__
-            ) from None
-
-    def frames(self) -> Iterator[tuple[Stream, bytes]]:
-        buffer = bytearray()
-        while True:
-            try:
-                chunk = self._socket.recv(_RECEIVE)
-            except OSError:
-                return
-            if not chunk:
-                return
-            buffer += chunk
-            yield from _cut(buffer)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
-            self._holder.close()
-            self._socket.close()
-
-
-def _cut(buffer: bytearray) -> Iterator[tuple[Stream, bytes]]:
-    """Yield the payloads of whole frames, joined by runs of one stream; keep the rest."""
-    at, end, kind = 0, len(buffer), 0
-    parts: list[bytes] = []
-    view = memoryview(buffer)
-    try:
-        while end - at >= _HEADER.size:
-            this, size = _HEADER.unpack_from(view, at)
-            if end - at - _HEADER.size < size:
-                break
-            if this != kind and parts:
-                yield _name(kind), b"".join(parts)
-                parts = []
-            kind = this
-            parts.append(bytes(view[at + _HEADER.size : at + _HEADER.size + size]))
-            at += _HEADER.size + size
-        if parts:
-            yield _name(kind), b"".join(parts)
-    finally:
-        view.release()
-        del buffer[:at]
-
-
-def _name(kind: int) -> Stream:
-    return "stderr" if kind == 2 else "stdout"
 
 
 def _again(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -316,7 +251,7 @@ class DockerEngine:
 
     def attach(self, container: str) -> Attachment:
         params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1, "logs": 0}
-        return _DockerAttachment(
+        return DockerAttachment(
             _call(
                 "attach to the container",
                 lambda: self._client.attach_socket(container, params=params),

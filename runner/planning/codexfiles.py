@@ -41,17 +41,21 @@ MANAGED = frozenset(
 )
 
 
-def render(role: Role, model: str) -> dict[str, bytes]:
-    """Return path below /etc/codex to bytes.
+def refuse_managed(role: Role) -> None:
+    """Refuse a role that sets what rolebox manages.
 
     Raises:
-        UsageError: The role's config.toml sets a managed key.
+        UsageError: Its config.toml sets a managed key.
     """
     if taken := sorted(MANAGED & set(role.config)):
         raise UsageError(
             f"role {role.name}: config.toml sets {taken[0]}, which rolebox manages",
             mend="choose the model in profile.toml or with --model; drop the key here",
         )
+
+
+def render(role: Role, model: str) -> dict[str, bytes]:
+    """Return path below /etc/codex to bytes."""
     files = {
         "config.toml": tomli_w.dumps(_config(role, model)).encode(),
         "requirements.toml": tomli_w.dumps(_requirements(role)).encode(),

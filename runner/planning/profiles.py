@@ -135,6 +135,17 @@ def _refuse_links(folder: Path) -> None:
             )
 
 
+#: Keys of Codex that only change how much is said; a role may add them unasked.
+_HARMLESS = frozenset(
+    {
+        "model_verbosity",
+        "model_reasoning_summary",
+        "project_doc_max_bytes",
+        "tool_output_token_limit",
+    }
+)
+
+
 def _loosened_files(base: Role, child: Role) -> tuple[str, ...]:
     """Name what a role sets otherwise in Codex's configuration, or demands by another schema.
 
@@ -145,7 +156,7 @@ def _loosened_files(base: Role, child: Role) -> tuple[str, ...]:
     found = [
         f"config.{key}: {old.get(key)} -> {new.get(key)}"
         for key in {**old, **new}
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not (key in _HARMLESS and key not in old)
     ]
     same_name = base.profile.output_schema == child.profile.output_schema
     if base.schema is not None and same_name and child.schema != base.schema:

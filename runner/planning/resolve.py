@@ -120,6 +120,7 @@ def resolve(
         Refused: A loosened profile, or untrusted text for a writer, without its flag.
         HardeningRefused: The plan lacks a control.
     """
+    codexfiles.refuse_managed(role)
     _refuse_unasked(role, task, tree)
     profile = role.profile
     model, model_origin = _model(role, task, pins)

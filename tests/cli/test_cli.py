@@ -151,6 +151,18 @@ def test_a_reader_that_goes_away_is_no_error(shared: Desk, run: str, words: str)
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 1, b"")
 
 
+def test_a_failed_run_fails_though_nobody_reads_its_answer(shared: Desk) -> None:
+    script = shared.script({"say": "not the JSON that is demanded"})
+    words = f"{ROLEBOX[0]} run reviewer x --model-script {script} | true"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {words}"], cwd=shared.repository, env=shared.env(),
+        capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert b"not the JSON" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_reader_that_is_gone_before_the_run_ends_changes_nothing(shared: Desk) -> None:
     command = f"{ROLEBOX[0]} exec reviewer -- seq 200000 | head -1"
     done = subprocess.run(
@@ -178,6 +190,14 @@ def test_a_run_in_a_terminal_prints_the_answer_inert(shared: Desk) -> None:
     printed = _in_terminal(shared, "run", "scaffold", "x", "--model-script", script)
     assert b"evil \\x1b[31mred" in printed
     assert _dangerous(printed) == []
+
+
+def test_a_failure_that_quotes_the_model_is_inert(shared: Desk) -> None:
+    script = shared.script({"error": {"status": 400, "message": _EVIL}})
+    done = shared.run("run", "scaffold", "x", "--model-script", script)
+    assert done.code == 1
+    assert b"evil" in done.err
+    assert _dangerous(done.err) == []
 
 
 def test_progress_for_programs_is_inert(shared: Desk) -> None:

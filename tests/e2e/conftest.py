@@ -12,7 +12,7 @@ import pytest
 
 from runner.gateway.backend import reply_events
 from runner.gateway.script import Reply, Say, Shell
-from tests.e2e.rig import Desk, docker, make_desk, until
+from tests.e2e.rig import WAIT_FOR_GO, Desk, docker, make_desk, until
 
 #: The agent asks the model by hand, in a name of its own.
 ASK = """
@@ -55,7 +55,7 @@ def upstream_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ask = f"cat > /tmp/ask.py <<'END'\n{ASK}END\npython3 /tmp/ask.py; echo done > src/done.txt"
     replies = {
         "good": Reply((Shell(ask),)),
-        "slow": Reply((Shell(f"{look}; echo first; sleep 6", 30_000),)),
+        "slow": Reply((Shell(f"{look}; {WAIT_FOR_GO}", 30_000),)),
         "last": Reply((Say("All done."),)),
     }
     for n, (name, reply) in enumerate(replies.items(), start=1):

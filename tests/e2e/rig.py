@@ -23,6 +23,9 @@ from tests.conftest import ROLEBOX, git
 
 WAIT_S = 60.0
 
+#: The end of a command that a test wants to look at while it runs; `let_go` ends it.
+WAIT_FOR_GO = "n=0; until [ -e /tmp/go ] || [ $n -gt 250 ]; do sleep 0.1; n=$((n + 1)); done"
+
 FINDINGS = json.dumps(
     {"summary": "Nothing to say.", "risk": "low", "recommendation": "approve", "findings": []}
 )
@@ -184,6 +187,11 @@ def container(run: str, part: str) -> str:
     )  # fmt: skip
     assert len(found.split()) == 1, found
     return found
+
+
+def let_go(agent: str) -> None:
+    """End a command that waits with `WAIT_FOR_GO`."""
+    docker("exec", agent, "touch", "/tmp/go")
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:

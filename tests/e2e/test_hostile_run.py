@@ -177,7 +177,8 @@ def test_a_git_directory_that_is_armed_runs_nothing_on_the_host(desk: Desk) -> N
     wreck = _wreck(desk, _GIT)
     assert wreck.done.stdout == "armed\n", wreck.done.stderr
     assert b"+# ordinary\n" in wreck.patch
-    assert b"+*.py filter=evil diff=evil" in wreck.patch  # a file like others, for the reviewer
+    assert wreck.breached() == {".gitattributes"}
+    assert b"filter=evil" not in wreck.patch
     for words in (("diff",), ("diff", "--stat"), ("show",)):
         desk.run(*words, "last").check()
     after = desk.run("exec", "reviewer", "--after", "last", "--", "tail", "-1", "src/app.py")

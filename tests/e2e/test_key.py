@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.rig import Desk, container, docker, jsonl, left_in_engine, until
+from tests.e2e.rig import (
+    WAIT_FOR_GO,
+    Desk,
+    container,
+    docker,
+    jsonl,
+    left_in_engine,
+    let_go,
+    until,
+)
 
 _KEY = "sk-sentinel-3f9a2c-3f9a2c-3f9a2c"
 _ENV = {"OPENAI_API_KEY": _KEY}
@@ -75,6 +84,7 @@ def _watch(desk: Desk, *words: str) -> Seen:
             files=_copied(parts[0], "/codex-home") + _copied(parts[1], "/run/rolebox"),
             logs=docker("logs", parts[0]) + docker("logs", parts[1]),
         )
+        let_go(parts[0])
         out, err = process.communicate(timeout=60)
         return Seen(**{**vars(seen), "code": process.returncode, "printed": out + err})
 
@@ -93,8 +103,9 @@ def _copied(part: str, path: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def offline(shared: Desk) -> Seen:
-    env = "cat /proc/*/environ | tr '\\0' '\\n'; echo first"
-    script = shared.script({"shell": f"{env}; sleep 6", "yield_time_ms": 30000}, {"say": "Done."})
+    env = "cat /proc/*/environ | tr '\\0' '\\n'"
+    turn = {"shell": f"{env}; {WAIT_FOR_GO}", "yield_time_ms": 30000}
+    script = shared.script(turn, {"say": "Done."})
     return _watch(shared, "run", "scaffold", "Do it.", "--model-script", script)
 
 

@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.engine.api import RUN_LABEL, Binding, BoundMount
-from runner.engine.docker_engine import DockerEngine, _cut
+from runner.engine.docker_engine import DockerEngine
+from runner.engine.docker_stream import cut
 from runner.engine.endpoint import DEFAULT, Endpoint, resolve_endpoint
 from runner.model.canonical import sha256
 from runner.model.errors import EngineUnavailable, InfrastructureError, UsageError
@@ -385,7 +386,7 @@ def test_frames_are_the_same_however_the_wire_cuts_them(
         turn += 1
         buffer += wire[:size]
         wire = wire[size:]
-        for stream, data in _cut(buffer):
+        for stream, data in cut(buffer):
             got[stream] += data
             order += [stream] * bool(data)
     assert buffer == b""
@@ -401,9 +402,9 @@ def _runs(order: list[str]) -> list[str]:
 
 def test_half_a_frame_is_kept_until_its_rest_comes() -> None:
     buffer = bytearray(frame(1, b"whole") + frame(2, b"torn")[:-1])
-    assert list(_cut(buffer)) == [("stdout", b"whole")]
+    assert list(cut(buffer)) == [("stdout", b"whole")]
     buffer += b"n"
-    assert list(_cut(buffer)) == [("stderr", b"torn")]
+    assert list(cut(buffer)) == [("stderr", b"torn")]
 
 
 # Where the engine is.

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from runner.model.errors import Refused
+from runner.model.errors import Refused, UsageError
 from runner.model.profile import RoleProfile, loosenings
 from runner.planning.profiles import load_role
 from runner.planning.resolve import Task
 from runner.resources import profiles_dir
-from tests.planning.build import SCRIPT, planned, tree
-from tests.planning.folders import extend
+from tests.planning.build import SCRIPT, planned, role, tree
+from tests.planning.folders import extend, write
 
 #: Field to (the base, what allows more than the base).
 LOOSER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -113,3 +113,19 @@ def test_another_text_for_the_base_s_schema_counts_as_loosening(own: Path) -> No
     (folder / "findings.schema.json").write_text("{}")
     (loosened,) = load_role("mine", profiles_dir(), own).loosened
     assert loosened.startswith("output_schema:")
+
+
+def test_a_role_with_a_built_in_name_must_extend_that_very_role(tmp_path: Path) -> None:
+    folder = write(tmp_path, "reviewer", 'extends = "scaffold"\ndescription = "its place"\n')
+    with pytest.raises(UsageError, match="must extend 'reviewer'"):
+        role("reviewer", tmp_path)
+    (folder / "profile.toml").write_text('extends = "reviewer"\ndescription = "our words"\n')
+    assert role("reviewer", tmp_path).profile.access == "read-only"
+
+
+def test_a_new_key_of_codex_is_a_loosening(tmp_path: Path) -> None:
+    config = '[mcp_servers.own]\ncommand = "./server"\n'
+    write(tmp_path, "own", 'extends = "reviewer"\ndescription = "x"\n', config__toml=config)
+    assert any("mcp_servers.own.command" in item for item in role("own", tmp_path).loosened)
+    write(tmp_path, "plain", 'extends = "reviewer"\ndescription = "x"\n')
+    assert role("plain", tmp_path).loosened == ()

@@ -18,6 +18,7 @@ from runner.evidence.store import RunStore
 from runner.model.errors import RoleboxError
 from runner.session import gateway as gateway_module
 from runner.session import run as run_module
+from runner.session import watch as watch_module
 from tests.session.scene import (
     Record,
     Scene,
@@ -39,9 +40,10 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_CONTROLS_WAIT_S", 1.5)
+    monkeypatch.setattr(run_module, "CONTROLS_WAIT_S", 1.5)
+    monkeypatch.setattr(watch_module, "CONTROLS_WAIT_S", 1.5)
     monkeypatch.setattr(run_module, "_END_WAIT_S", 1.0)
-    monkeypatch.setattr(run_module, "_POLL_S", 0.05)
+    monkeypatch.setattr(watch_module, "_POLL_S", 0.05)
     monkeypatch.setattr(gateway_module, "_STOP_WAIT_S", 0.5)
 
 
@@ -522,7 +524,7 @@ def test_too_little_disk_stops_the_run(scene: Scene) -> None:
     engine = scene.engine()
     ended = scene.run(engine)
     assert (ended.state.status, ended.exit_code) == ("lost", 4)
-    assert "of disk are left" in ended.told
+    assert "runs full" in ended.told
     assert gone(engine, ended)
 
 
