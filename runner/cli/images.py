@@ -28,8 +28,9 @@ def images_command() -> None:
 
 @images_command.command("build")
 @click.option("--fresh", is_flag=True, help="Make the base anew instead of taking the cached one.")
+@json_option
 @pass_settings
-def build(settings: Settings, fresh: bool) -> int:
+def build(settings: Settings, fresh: bool, as_json: bool) -> int:
     """See to it that the engine has the locked images; does nothing if it has.
 
     Refuses what is not the lock's: a newer Debian package is accepted once on a
@@ -60,7 +61,7 @@ def build(settings: Settings, fresh: bool) -> int:
                 engine=lambda: _whales(settings),
                 progress=tell,
             )
-    _tell(outcome)
+    _tell(outcome, as_json)
     return 0
 
 
@@ -69,8 +70,9 @@ def build(settings: Settings, fresh: bool) -> int:
     "--shipped", is_flag=True, help="Write images/images.lock of the checkout, for a commit."
 )
 @click.option("--fresh", is_flag=True, help="Make the base anew instead of taking the cached one.")
+@json_option
 @pass_settings
-def lock(settings: Settings, shipped: bool, fresh: bool) -> int:
+def lock(settings: Settings, shipped: bool, fresh: bool, as_json: bool) -> int:
     """Build, load, and accept the result as this host's lock.
 
     \b
@@ -93,7 +95,7 @@ def lock(settings: Settings, shipped: bool, fresh: bool) -> int:
             progress=tell,
             fresh=fresh,
         )
-    _tell(outcome)
+    _tell(outcome, as_json)
     return 0
 
 
@@ -166,7 +168,12 @@ def _refuse_other_sources(settings: Settings) -> None:
         )
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        moved = [difference.text for difference in outcome.moved]
+        document = {"built": outcome.built, "lock": outcome.lock.origin, "moved": moved}
+        echo_json({"_schema": "rolebox.images-outcome/1", **document})
+        return
     for difference in outcome.moved:
         note(f"moved: {difference.text}")
     note(f"images: {'built' if outcome.built else 'current'}, by the {outcome.lock.origin} lock")

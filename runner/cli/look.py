@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,14 +27,17 @@ KINDS = {
 _BLOCK = 1 << 16
 _FOLLOW_S = 0.2
 _DENIALS = 20
+_SHOWN = 50
 
 
 @click.command("list")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="At most N (default 50, all as JSON)."
+)
 @click.option("--role", help="Only runs of this role.")
 @json_option
 @pass_settings
-def list_command(settings: Settings, limit: int, role: str | None, as_json: bool) -> int:
+def list_command(settings: Settings, limit: int | None, role: str | None, as_json: bool) -> int:
     """The runs, newest first.
 
     \b
@@ -42,6 +46,8 @@ def list_command(settings: Settings, limit: int, role: str | None, as_json: bool
       rolebox list --role fixer --json | jq '.runs[].status'
     """
     recover_lost(settings)
+    if limit is None and not as_json:
+        limit = _SHOWN
     states = list(_states(settings, limit, role))
     if as_json:
         echo_json({"_schema": "rolebox.runs/1", "runs": [_brief(state) for state in states]})
@@ -53,12 +59,12 @@ def list_command(settings: Settings, limit: int, role: str | None, as_json: bool
     return 0
 
 
-def _states(settings: Settings, limit: int, role: str | None) -> Any:
+def _states(settings: Settings, limit: int | None, role: str | None) -> Iterator[RunState]:
     from runner.model.errors import EvidenceError
 
     shown = 0
     for folder in settings.store.folders():
-        if shown >= limit:
+        if limit is not None and shown >= limit:
             return
         try:
             state = folder.read_state()
@@ -162,8 +168,9 @@ def _record(raw: bytes) -> dict[str, Any]:
 @click.argument("run", metavar="ID")
 @click.option("--kind", type=click.Choice(list(KINDS)), default="events", show_default=True)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines, stderr's lines wrapped too.")
 @pass_settings
-def logs_command(settings: Settings, run: str, kind: str, follow: bool) -> int:
+def logs_command(settings: Settings, run: str, kind: str, follow: bool, as_json: bool) -> int:
     """A run's log, byte for byte (made inert when stdout is a terminal).
 
     \b
@@ -175,6 +182,8 @@ def logs_command(settings: Settings, run: str, kind: str, follow: bool) -> int:
     folder = settings.store.find(run)
     path = folder.path / KINDS[kind]
     out = _Inert() if sys.stdout.isatty() else sys.stdout.buffer
+    if as_json and kind == "stderr":
+        out = _Wrapped()
     position = 0
     while True:
         ended = not follow or folder.read_state().ended
@@ -196,6 +205,19 @@ class _Inert:
         sys.stdout.flush()
 
 
+class _Wrapped(_Inert):
+    """Writes each line of plain text as a JSON object."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def write(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            text = line.decode("utf-8", "replace")
+            click.echo(json.dumps({"_schema": "rolebox.line/1", "line": text}))
+
+
 def _copy(path: Path, position: int, out: BinaryIO | _Inert) -> int:
     try:
         with path.open("rb") as stream:
@@ -212,8 +234,9 @@ def _copy(path: Path, position: int, out: BinaryIO | _Inert) -> int:
 @click.command("diff")
 @click.argument("run", metavar="ID")
 @click.option("--stat", is_flag=True, help="Only its size and the paths that were left out.")
+@json_option
 @pass_settings
-def diff_command(settings: Settings, run: str, stat: bool) -> int:
+def diff_command(settings: Settings, run: str, stat: bool, as_json: bool) -> int:
     """A run's patch, as the host computed it (git format, binary safe).
 
     \b
@@ -222,6 +245,20 @@ def diff_command(settings: Settings, run: str, stat: bool) -> int:
       rolebox diff last | git apply --check
     """
     folder = settings.store.find(run)
+    if as_json:
+        record = folder.read_json("provenance.json") or {}
+        patch = folder.path / "patch.diff"
+        text = patch.read_bytes().decode("utf-8", "replace") if patch.is_file() else ""
+        diff = None if stat else text
+        echo_json(
+            {
+                "_schema": "rolebox.diff/1",
+                "run": folder.id,
+                "patch": record.get("patch"),
+                "diff": diff,
+            }
+        )
+        return 0
     if stat:
         from runner.report.run import patch_lines
 
