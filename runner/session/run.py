@@ -95,6 +95,10 @@ def run_sealed(prepared: Prepared, host: Host, observer: Observer, stop: Stop) -
         failure = run.failure or error  # a stop that fails does not hide why it was asked
     except OSError as error:
         failure = run.failure or disk_error(run.folder.path, error)
+    except BaseException as error:
+        # A fault of ours: the run is closed like any other, and the fault is not hidden.
+        run.close(InfrastructureError("an unexpected error ended the run", why=repr(error)[:500]))
+        raise
     return run.close(failure)
 
 

@@ -50,13 +50,15 @@ def _agent_problem(findings: Findings, folder: RunFolder) -> RoleboxError | None
         return AgentFailed(f"the command ended with exit code {code}")
     if events.terminal == "turn.failed":
         return AgentFailed(
-            "Codex failed", why=events.error or "it gave no reason", mend=_hint(findings)
+            "Codex failed",
+            why=_why(findings, events.error or "it gave no reason"),
+            mend=_mend(findings),
         )
     if code != 0:
         return AgentFailed(
             f"Codex ended with exit code {code}",
-            why=_last_words(folder) or "it said nothing",
-            mend=_hint(findings),
+            why=_why(findings, _last_words(folder) or "it said nothing"),
+            mend=_mend(findings),
         )
     if events.terminal != "turn.completed":
         return AgentFailed(
@@ -111,9 +113,20 @@ def _schema_problem(schema: bytes, message: str | None) -> RoleboxError | None:
     return None
 
 
-def _hint(findings: Findings) -> str:
-    if findings.gateway.last_error:
-        return f"the model answered {findings.gateway.last_error}"
+def _why(findings: Findings, words: str) -> str:
+    error = findings.gateway.last_error
+    return f"{words} (the model answered {error})" if error else words
+
+
+def _mend(findings: Findings) -> str:
+    """Return what to do about the model's last answer, by its HTTP status."""
+    status = (findings.gateway.last_error or "").partition(":")[0]
+    if status in ("401", "403"):
+        return "check the key and what it may use"
+    if status == "429":
+        return "wait, or ask the provider for more; the run can be repeated as it is"
+    if status.startswith("5"):
+        return "the provider failed; the run can be repeated as it is"
     return ""
 
 

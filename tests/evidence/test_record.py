@@ -138,8 +138,8 @@ def test_codex_s_last_words_and_the_model_s_error_are_told(
     totals = GatewayTotals(requests=1, last_error="500: overloaded")
     _, problem = judged(made, folder, exit_code=1, gateway=totals)
     assert problem is not None
-    assert problem.why == "Error: \ufffd the last line"
-    assert problem.mend == "the model answered 500: overloaded"
+    assert problem.why == "Error: \ufffd the last line (the model answered 500: overloaded)"
+    assert problem.mend == "the provider failed; the run can be repeated as it is"
 
 
 @pytest.mark.parametrize(

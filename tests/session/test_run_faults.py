@@ -23,6 +23,7 @@ from tests.session.scene import (
     Record,
     Scene,
     Telling,
+    closed,
     gateway,
     gone,
     next_command,
@@ -619,3 +620,20 @@ def test_two_runs_side_by_side_do_not_clean_each_other(scene: Scene) -> None:
     assert done == ["done"]
     assert ended.state.status == "interrupted"
     assert ended.text("events.jsonl") == "working\nSIGINT\n"
+
+
+def test_a_fault_of_ours_closes_the_run_and_is_not_hidden(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr(run_module, "agent_binding", broken)
+    engine = scene.engine()
+    with pytest.raises(TypeError, match="a fault of ours"):
+        scene.run(engine)
+    [folder] = RunStore(scene.home).folders()
+    ended = closed(scene.home, folder.read_state())
+    assert ended.state.status == "lost"
+    assert "a fault of ours" in ended.told
+    assert gone(engine, ended)
