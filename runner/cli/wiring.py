@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from runner.engine.docker_engine import DockerEngine
     from runner.evidence.store import RunStore
     from runner.model.plan import RunPlan
+    from runner.session.host import Host
     from runner.session.observer import Stop
-    from runner.session.run import Host
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def make_host(settings: Settings, plan: RunPlan, engine: EngineSoon) -> Host:
     Raises:
         UsageError: The plan asks the live model and there is no key.
     """
-    from runner.session.run import Host
+    from runner.session.host import Host
 
     headers = _headers(plan, settings.env)
     return Host(

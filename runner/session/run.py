@@ -12,14 +12,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from runner.engine.api import Engine
 from runner.evidence.events import EventRecorder
 from runner.evidence.files import disk_error
 from runner.evidence.store import RunStore
@@ -50,6 +47,7 @@ from runner.session.harvest import (
     remember_areas,
     remove_containers,
 )
+from runner.session.host import Host
 from runner.session.leases import exclusive
 from runner.session.observer import Observer, Stop
 from runner.session.record import Findings, close_run
@@ -61,23 +59,6 @@ from runner.workspace.store import checkout
 
 _END_WAIT_S = 15.0
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Host:
-    """What a run needs of the world, all of it given.
-
-    Attributes:
-        headers: The credential headers for the model's upstream; empty offline.
-        min_free_bytes: With less free disk under `home` a run is stopped.
-    """
-
-    home: Path
-    engine: Engine
-    now: Callable[[], datetime]
-    entropy: Callable[[int], bytes]
-    headers: Mapping[str, str]
-    min_free_bytes: int = 512 * _MIB
 
 
 def run_sealed(prepared: Prepared, host: Host, observer: Observer, stop: Stop) -> RunState:

@@ -35,8 +35,9 @@ from runner.model.plan import (
     TmpfsSpec,
     UlimitSpec,
 )
+from runner.session.host import Host
 from runner.session.observer import Quiet, Stop
-from runner.session.run import Host, run_sealed
+from runner.session.run import run_sealed
 from runner.session.task import Request, load_seccomp, prepare_task
 
 SENTINEL = "sk-sentinel-5d41402abc4b2a76"

@@ -20,9 +20,10 @@ from runner.evidence.store import RunFolder, RunStore
 from runner.model.canonical import digest
 from runner.model.provenance import provenance_schema
 from runner.model.state import EXIT_CODES, RunState
+from runner.session.host import Host
 from runner.session.observer import Quiet, Stop
 from runner.session.recover import recover
-from runner.session.run import Host, run_sealed
+from runner.session.run import run_sealed
 from runner.session.task import Prepared, Request, prepare_task
 
 SENTINEL = "sk-sentinel-7d793037a0760186"
