@@ -124,6 +124,16 @@ def test_the_hosts_lock_rules_where_it_knows_the_platform(tmp_path: Path) -> Non
     assert effective_lock(files, AMD64) == host(lock())
 
 
+def test_a_hosts_lock_of_another_rolebox_no_longer_rules(tmp_path: Path) -> None:
+    """After an upgrade the host's lock is about other sources: the shipped one rules again."""
+    files = LockFiles(tmp_path / "shipped.lock", tmp_path / "host.lock")
+    write_lock(files.shipped, shipped(lock()))
+    write_lock(files.host, host(lock(inputs__gateway=sha(73))))
+    assert effective_lock(files, AMD64) == shipped(lock())
+    write_lock(files.host, host(lock(**MOVED["archive"])))
+    assert effective_lock(files, AMD64) == host(lock(**MOVED["archive"]))
+
+
 def test_an_unknown_platform_is_refused() -> None:
     with pytest.raises(ImageRefused, match="linux/arm64"):
         shipped(lock()).platform("linux/arm64")
