@@ -51,7 +51,7 @@ def _agent_problem(findings: Findings, folder: RunFolder) -> RoleboxError | None
     if events.terminal == "turn.failed":
         return AgentFailed(
             "Codex failed",
-            why=_why(findings, events.error or "it gave no reason"),
+            why=_why(findings, _plain(events.error or "it gave no reason")),
             mend=_mend(findings),
         )
     if code != 0:
@@ -116,6 +116,15 @@ def _schema_problem(schema: bytes, message: str | None) -> RoleboxError | None:
 def _why(findings: Findings, words: str) -> str:
     error = findings.gateway.last_error
     return f"{words} (the model answered {error})" if error else words
+
+
+def _plain(words: str) -> str:
+    """Return the message of an error that the provider wrote as JSON; other words as they are."""
+    try:
+        message = json.loads(words)["error"]["message"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return words
+    return message if isinstance(message, str) and message else words
 
 
 def _mend(findings: Findings) -> str:

@@ -143,6 +143,23 @@ def test_codex_s_last_words_and_the_model_s_error_are_told(
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ('{"error": {"message": "the budget is spent", "code": "x"}}', "the budget is spent"),
+        ('{"error": {"message": 5}}', '{"error": {"message": 5}}'),
+        ("plain words", "plain words"),
+    ],
+)
+def test_an_error_in_json_is_told_by_its_message(
+    made: PlannedRun, folder: RunFolder, words: str, told: str
+) -> None:
+    events = EventSummary(terminal="turn.failed", error=words)
+    _, problem = judged(made, folder, exit_code=1, events=events)
+    assert problem is not None
+    assert problem.why == told
+
+
+@pytest.mark.parametrize(
     ("schema", "word"),
     [
         ({"type": 5}, "not valid"),
