@@ -54,7 +54,7 @@ def _call(what: str, function: Callable[[], _T]) -> _T:
         raise InfrastructureError(
             f"the engine refused to {what}",
             why=(error.explanation or str(error)).strip(),
-            mend="see: rolebox doctor" if error.is_server_error() else "",
+            mend="see what `docker info` and its log say" if error.is_server_error() else "",
         ) from None
     except (requests.exceptions.RequestException, docker_errors.DockerException, OSError) as error:
         raise InfrastructureError(

@@ -89,6 +89,6 @@ def _last_entry(fd: int, path: Path) -> dict[str, Any] | None:
         raise EvidenceError(
             f"the ledger {path} does not end with a whole entry",
             why=str(error),
-            mend="keep the file as it is and look at it: rolebox verify",
+            mend="keep the file as it is, and look at its last lines",
         ) from None
     return entry

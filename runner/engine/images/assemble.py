@@ -184,7 +184,8 @@ def _catalog(
     try:
         if engine.image_id(workbench.tag) not in (workbench.id, workbench.manifest_digest):
             raise InfrastructureError(
-                "the engine loaded another image than it was given", mend="`rolebox doctor`"
+                "the engine loaded another image than it was given",
+                mend="remove the image and build again: rolebox images build",
             )
         env = {"HOME": "/scratch", "CODEX_HOME": "/scratch"}
         command = ["timeout", "120", *codex.CATALOG_COMMAND]

@@ -130,7 +130,9 @@ def _told(what: str) -> Iterator[None]:
         raise InfrastructureError(
             what,
             why=(error.stderr or f"the docker command ended with {error.return_code}").strip(),
-            mend="`rolebox doctor` checks the engine",
+            mend="see what `docker info` says",
         ) from error
     except OSError as error:
-        raise InfrastructureError(what, why=str(error), mend="`rolebox doctor`") from error
+        raise InfrastructureError(
+            what, why=str(error), mend="see what `docker info` says"
+        ) from error
