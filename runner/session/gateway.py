@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -42,6 +42,14 @@ def config_line(
         "limits": {},
     }
     return json.dumps(config, separators=(",", ":")).encode() + b"\n"
+
+
+def without(text: bytes, secrets: Iterable[str]) -> bytes:
+    """Return text in which no credential stands, whole header values and their last words."""
+    for secret in secrets:
+        for part in filter(None, (secret, secret.rpartition(" ")[2])):
+            text = text.replace(part.encode(), b"[credential]")
+    return text
 
 
 @dataclass

@@ -39,6 +39,7 @@ from runner.workspace.repository import open_repository
 from runner.workspace.store import open_store
 
 _MIB = 1 << 20
+_SUMMARY = b'"rolebox.controls/1"'
 
 
 def recover(
@@ -156,15 +157,27 @@ def _take_streams(
     _take_controls(own, findings)
     copy = engine.logs(container, "stdout", limit)
     if not findings.controls.finished:
-        # Without our word `go` nothing of the agent ran: all of this is the supervisor's.
-        _take_controls(copy[len(own) :], findings)
-        folder.write("controls.jsonl", copy)
+        # The supervisor's words end with its summary; what follows is the command's. (Our
+        # own copy has no summary where rolebox died before its `go`, or the disk lost it.)
+        head, rest = _cut_after_summary(copy)
+        _take_controls(head[len(own) :], findings)
+        folder.write("controls.jsonl", head)
+        _append_rest(folder, "events.jsonl", rest, findings)
     elif copy.startswith(own):
         _append_rest(folder, "events.jsonl", copy[len(own) :], findings)
     else:
         findings.missing.append("events: the engine's copy has lost its start; ours stands")
     _append_rest(folder, "stderr.log", engine.logs(container, "stderr", limit), findings)
     findings.events = _read_events(folder, findings, limit)
+
+
+def _cut_after_summary(copy: bytes) -> tuple[bytes, bytes]:
+    """Part what the container printed at the end of the supervisor's first summary line."""
+    at = copy.find(_SUMMARY)
+    if at < 0:
+        return copy, b""
+    end = copy.find(b"\n", at) + 1
+    return (copy[:end], copy[end:]) if end else (copy, b"")
 
 
 def _take_controls(lines: bytes, findings: Findings) -> None:

@@ -38,7 +38,7 @@ from runner.session.folder import (
     reserve_room,
     write_config_of,
 )
-from runner.session.gateway import GatewayLog, GatewayProcess, config_line
+from runner.session.gateway import GatewayLog, GatewayProcess, config_line, without
 from runner.session.harvest import (
     clean,
     empty_overlays,
@@ -311,7 +311,7 @@ class _Run:
         if gateway.problem is not None and self.failure is None:
             self.failure = InfrastructureError("the gateway failed", why=gateway.problem)
         if gateway.stderr:
-            self.folder.write("gateway.log", gateway.stderr)
+            self.folder.write("gateway.log", without(gateway.stderr, self.host.headers.values()))
 
     def _take_failure(self, failure: Exception | None) -> None:
         if isinstance(failure, OSError):

@@ -96,6 +96,15 @@ def test_controls_that_were_never_finished_are_taken_from_the_copy(
     assert (tmp_path / "controls.jsonl").read_bytes() == proven
 
 
+def test_what_follows_the_summary_is_the_commands_and_no_control(
+    findings: Findings, tmp_path: Path
+) -> None:
+    proven = lines(findings)
+    take(findings, tmp_path, Copy(proven + b"output\n"))
+    assert (tmp_path / "controls.jsonl").read_bytes() == proven
+    assert (tmp_path / "events.jsonl").read_bytes() == b"output\n"
+
+
 def test_deep_nesting_in_the_copy_stops_nothing(findings: Findings, tmp_path: Path) -> None:
     take(findings, tmp_path, Copy(b"[" * 200_000 + b"\n" + lines(findings)))
     assert findings.controls is not None

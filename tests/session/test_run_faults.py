@@ -20,6 +20,7 @@ from runner.session import gateway as gateway_module
 from runner.session import run as run_module
 from runner.session import watch as watch_module
 from tests.session.scene import (
+    SENTINEL,
     Record,
     Scene,
     Telling,
@@ -636,4 +637,20 @@ def test_a_fault_of_ours_closes_the_run_and_is_not_hidden(
     ended = closed(scene.home, folder.read_state())
     assert ended.state.status == "lost"
     assert "a fault of ours" in ended.told
+    assert gone(engine, ended)
+
+
+def test_a_gateway_that_echoes_its_input_leaves_no_credential(scene: Scene) -> None:
+    def echoing(process: Process) -> int:
+        process.write("stderr", process.stdin.readline() + SENTINEL.encode() + b"\nand words\n")
+        say(process, {"_schema": "rolebox.gateway-report/1", "kind": "ready"})
+        process.stdin.readline()
+        say(process, {"_schema": "rolebox.gateway-report/1", "kind": "stopped"})
+        return 0
+
+    scene.gateway = echoing
+    engine = scene.engine()
+    ended = scene.run(engine)
+    assert "and words" in ended.text("gateway.log")
+    assert SENTINEL not in ended.text("gateway.log")
     assert gone(engine, ended)
